@@ -1,0 +1,58 @@
+"""Shape of KV-Cache blocks (paper section A.5).
+
+A *Full Block* is the KV of `block_tokens` consecutive tokens in all layers, a byte tensor `[layer, tokens, bytes]`; its slice of
+one layer is a *Layer Block* `[1, tokens, bytes]`. Concatenating a block's Layer Blocks in layer order gives the Full Block, so no
+layout is ever converted: storage moves Full Blocks, the network moves Layer Blocks, and both are ranges of the same bytes.
+
+One token's bytes in one layer are `[2, kv_heads, head_dim]` elements: K, then V, after rotary embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class KVGeometry:
+    """Everything that fixes the meaning of a block's bytes. Two engines exchange blocks only if theirs are equal."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "float32"
+    block_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "kv_heads", "head_dim", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"KVGeometry.{name} must be at least 1, not {getattr(self, name)}")
+        if self.dtype not in DTYPE_BYTES:
+            raise ValueError(f"KVGeometry.dtype must be one of {', '.join(DTYPE_BYTES)}, not {self.dtype!r}")
+
+    @property
+    def token_layer_bytes(self) -> int:
+        """Bytes of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers."""
+        return self.layers * self.token_layer_bytes
+
+    @property
+    def layer_block_bytes(self) -> int:
+        return self.block_tokens * self.token_layer_bytes
+
+    @property
+    def full_block_bytes(self) -> int:
+        return self.layers * self.layer_block_bytes
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold `tokens` tokens, the last one perhaps partly."""
+        return -(-tokens // self.block_tokens)
+
+    def signature(self) -> bytes:
+        """Canonical bytes of this geometry, committed to by every block key."""
+        return f"layers={self.layers};kv_heads={self.kv_heads};head_dim={self.head_dim};dtype={self.dtype};block_tokens={self.block_tokens}".encode()
