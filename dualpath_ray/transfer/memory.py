@@ -1,0 +1,81 @@
+"""Memory that transfers read and write: regions, which are arrays of Layer Blocks.
+
+Staging slots, prefill windows and decode pools all hold Layer Blocks of one geometry, so a transfer between any two is a pair
+of index lists, and descriptor lists are prepared once per region and peer.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_BYTES = 4096
+MemoryKind = Literal["DRAM", "VRAM"]
+
+
+def allocate(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Page-aligned anonymous memory, prefaulted, as uint8 `[nbytes]`. It lives as long as the array (or a view of it) does."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), dtype=np.uint8)
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An array of `groups * group_blocks` Layer Blocks in one process's memory, described so that peers can address it.
+
+    Block i lies at `base + (i // group_blocks) * group_stride + (i % group_blocks) * block_bytes`. In staging a group is a slot
+    (a Full Block, padded to whole pages for direct I/O), elsewhere the whole region is one group.
+    """
+
+    name: str
+    base: int
+    block_bytes: int
+    group_blocks: int
+    group_stride: int
+    groups: int = 1
+    kind: MemoryKind = "DRAM"
+    device: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.group_stride * self.groups
+
+    @property
+    def blocks(self) -> int:
+        return self.group_blocks * self.groups
+
+    def descriptors(self) -> npt.NDArray[np.uint64]:
+        """NIXL's strided rows `[address, length, device, stride, count]`, one per group (or one for a dense region)."""
+        dense = self.group_stride == self.group_blocks * self.block_bytes
+        rows = 1 if dense else self.groups
+        table = np.empty((rows, 5), dtype=np.uint64)
+        table[:, 0] = self.base + np.arange(rows, dtype=np.uint64) * np.uint64(self.group_stride)
+        table[:, 1] = self.block_bytes
+        table[:, 2] = self.device
+        table[:, 3] = self.block_bytes
+        table[:, 4] = self.blocks if dense else self.group_blocks
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What a process tells others so that they can push to it. `agent` is unique per incarnation of a process."""
+
+    engine_id: str
+    agent: str
+    metadata: bytes
+    regions: tuple[Region, ...]
+
+    def region(self, name: str) -> Region:
+        for region in self.regions:
+            if region.name == name:
+                return region
+        raise KeyError(f"{self.agent} has no region {name!r}")

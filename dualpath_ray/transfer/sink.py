@@ -1,0 +1,353 @@
+"""The receiving end of layer streams, and the ring of window layers they land in (paper section 2, layerwise prefill).
+
+A prefill engine keeps KV of only `W` layers of its batch: a ring of W window layers. A ring slot goes round like this:
+
+    free -> granted to the next layer of the oldest batch that wants one (credits go out to the layer's sources)
+         -> filled (all sources' pushes have landed) -> computed on (engine: `enter` .. `leave`)
+         -> its new KV pushed to the decode node's staging -> free
+
+Batches follow each other through the same ring, so the first layers of the next batch arrive while the last ones of the current
+batch are computed. Memory of a batch that failed is not reused before each of its sources has said that nothing is under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, TransferError
+from dualpath_ray.transfer.endpoint import Endpoint, Push
+from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
+
+
+@dataclass(frozen=True, slots=True)
+class HitSource:
+    """Where some consecutive blocks of a sequence's cached KV lie: `positions` of a lease of gateway `agent`.
+
+    `first_block` is the first one's place in the sequence, in blocks.
+    """
+
+    agent: str
+    lease: int
+    positions: tuple[int, ...]
+    first_block: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewKV:
+    """Where the KV computed for a chunk goes: staging slots `slots` under `lease` of gateway `agent`.
+
+    `slots[i]` takes block `first_block + i` of the sequence.
+    """
+
+    agent: str
+    lease: int
+    slots: npt.NDArray[np.int32]
+    first_block: int
+
+
+@dataclass(slots=True, eq=False)
+class _Incoming:
+    number: int
+    source: HitSource
+    feed: ChunkFeed
+    ready: bool = False
+    closed: bool = False
+
+
+class ChunkFeed:
+    """The open streams of one chunk. `ready` is done when their first layers can be had, or raises why they cannot."""
+
+    def __init__(self, new_kv: NewKV) -> None:
+        self.new_kv = new_kv
+        self.ready: Future[None] = Future()
+        self.incoming: list[_Incoming] = []
+        self.first_row_block = 0
+        self.error: DualPathError | None = None
+        self.gate: BatchGate | None = None
+
+    @property
+    def closed(self) -> bool:
+        return all(stream.closed for stream in self.incoming)
+
+    def fail(self, error: DualPathError) -> None:
+        self.error = self.error or error
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+
+@dataclass(slots=True)
+class _LayerState:
+    ring_slot: int | None = None
+    landed: int = 0
+    pushes_left: int = 0
+
+
+@dataclass(slots=True)
+class GateTimes:
+    """Seconds per layer spent waiting in `enter`, for the trace; wall-clock start of each wait."""
+
+    waited: list[float] = field(default_factory=list)
+    entered_at: list[float] = field(default_factory=list)
+    left_at: list[float] = field(default_factory=list)
+
+
+class BatchGate:
+    """The layer gate of one forward batch; see `dualpath_ray.engine.prefill.LayerGate`. Made by `LayerSink.start_batch`."""
+
+    def __init__(self, sink: LayerSink, feeds: Sequence[ChunkFeed], timeout_s: float) -> None:
+        self._sink = sink
+        self.feeds = tuple(feeds)
+        self.layers = [_LayerState() for _ in range(sink.layers)]
+        self.streams = sum(len(feed.incoming) for feed in feeds)
+        self.granted = 0
+        self.pushing = 0
+        self.error: DualPathError | None = None
+        self.finished = False
+        self.deadline = time.monotonic() + timeout_s
+        self.times = GateTimes()
+
+    def enter(self, layer: int) -> int:
+        """Block until `layer`'s hit KV is in the window; returns its ring slot. Raises what aborts the batch."""
+        return self._sink.wait_for_layer(self, layer)
+
+    def leave(self, layer: int, before_push: Callable[[], None] | None = None) -> None:
+        """The layer has been computed: push its new KV on, then reuse its memory. `before_push` runs right before the first byte goes."""
+        self._sink.push_new_kv(self, layer, before_push)
+
+    def finish(self, error: DualPathError | None = None) -> Future[None]:
+        """The engine is done with the batch (or gave it up, with `error`). The future ends when no byte is under way in either direction.
+
+        It raises if new KV could not be delivered.
+        """
+        return self._sink.finish_batch(self, error)
+
+
+class LayerSink:
+    """See the module's docstring. One per prefill process.
+
+    `window_region` has `ring_slots * capacity_blocks` Layer Blocks: ring slot s starts at block `s * capacity_blocks`.
+    """
+
+    def __init__(self, endpoint: Endpoint, window_region: str, staging_region: str, layers: int, ring_slots: int, capacity_blocks: int) -> None:
+        self._endpoint = endpoint
+        self._window, self._staging = window_region, staging_region
+        self.layers = layers
+        self.ring_slots, self.capacity_blocks = ring_slots, capacity_blocks
+        self._lock = threading.Condition()
+        self._numbers = itertools.count(1)
+        self._incoming: dict[int, _Incoming] = {}
+        self._free_ring = deque(range(ring_slots))
+        self._batches: deque[BatchGate] = deque()
+        self._ending: dict[BatchGate, Future[None]] = {}
+        self.peak_ring_slots = 0
+        endpoint.on(StreamReady, self._on_ready)
+        endpoint.on(LayerLanded, self._on_landed)
+        endpoint.on(StreamClosed, self._on_closed)
+
+    # ---- opening and closing feeds (service's thread)
+
+    def open(self, sources: Sequence[HitSource], new_kv: NewKV) -> ChunkFeed:
+        """Open the streams of a chunk. The caller must pass the feed to `start_batch` or `close` later."""
+        feed = ChunkFeed(new_kv)
+        with self._lock:
+            for source in sources:
+                stream = _Incoming(next(self._numbers), source, feed)
+                feed.incoming.append(stream)
+                self._incoming[stream.number] = stream
+        for stream in feed.incoming:
+            self._endpoint.send(stream.source.agent, OpenStream(stream.number, stream.source.lease, list(stream.source.positions)))
+        if not feed.incoming:
+            feed.ready.set_result(None)
+        return feed
+
+    def close(self, feed: ChunkFeed) -> None:
+        """Give up a feed that is in no batch."""
+        for stream in feed.incoming:
+            if not stream.closed:
+                self._endpoint.send(stream.source.agent, CloseStream(stream.number))
+
+    def start_batch(self, feeds: Sequence[ChunkFeed], first_row_blocks: Sequence[int], timeout_s: float) -> BatchGate:
+        """Queue a batch for the ring. `first_row_blocks[i]` is where feed i's position 0 lies in every window layer, in blocks."""
+        gate = BatchGate(self, feeds, timeout_s)
+        with self._lock:
+            for feed, row in zip(feeds, first_row_blocks, strict=True):
+                feed.first_row_block = row
+                feed.gate = gate
+                gate.error = gate.error or feed.error
+            self._batches.append(gate)
+            self._grant()
+        return gate
+
+    def source_died(self, agent: str) -> None:
+        """A gateway is known to be dead: nothing of its streams is under way any more."""
+        with self._lock:
+            numbers = [stream.number for stream in self._incoming.values() if stream.source.agent == agent]
+        for number in numbers:
+            self._on_closed(agent, StreamClosed(number, f"gateway {agent} died"))
+
+    @property
+    def idle(self) -> bool:
+        """No stream is open and no batch holds ring slots."""
+        with self._lock:
+            return not self._incoming and not self._batches and len(self._free_ring) == self.ring_slots
+
+    def check_integrity(self) -> None:
+        """Each ring slot is free or granted to one layer of one batch. Raises AssertionError."""
+        with self._lock:
+            used = [state.ring_slot for gate in self._batches for state in gate.layers if state.ring_slot is not None]
+            if sorted([*self._free_ring, *used]) != list(range(self.ring_slots)):
+                raise AssertionError(f"window ring: free {sorted(self._free_ring)}, used {sorted(used)} of {self.ring_slots}")
+
+    # ---- engine's thread, through the gate
+
+    def wait_for_layer(self, gate: BatchGate, layer: int) -> int:
+        state = gate.layers[layer]
+        start = time.monotonic()
+        self._endpoint.poke()
+        with self._lock:
+            while gate.error is None and (state.ring_slot is None or state.landed < gate.streams):
+                if not self._lock.wait(timeout=min(1.0, max(0.0, gate.deadline - time.monotonic()))) and time.monotonic() >= gate.deadline:
+                    gate.error = DeadlineExceededError(f"hit KV of layer {layer} did not arrive in time")
+            if gate.error is not None:
+                raise gate.error
+            assert state.ring_slot is not None
+            gate.times.waited.append(time.monotonic() - start)
+            gate.times.entered_at.append(time.time())
+            return state.ring_slot
+
+    def push_new_kv(self, gate: BatchGate, layer: int, before_push: Callable[[], None] | None) -> None:
+        state = gate.layers[layer]
+        gate.times.left_at.append(time.time())
+        assert state.ring_slot is not None
+        first_block = state.ring_slot * self.capacity_blocks
+        with self._lock:
+            state.pushes_left = len(gate.feeds)
+            gate.pushing += len(gate.feeds)
+        for feed in gate.feeds:
+            new = feed.new_kv
+            rows = first_block + feed.first_row_block + new.first_block + np.arange(len(new.slots), dtype=np.int32)
+            push = Push(
+                peer=new.agent,
+                local=self._window,
+                local_blocks=rows.astype(np.int32),
+                remote=self._staging,
+                remote_blocks=new.slots * np.int32(self.layers) + np.int32(layer),
+                on_done=lambda error, feed=feed: self._new_kv_left(gate, layer, feed, error),  # type: ignore[misc]
+                lease=new.lease,
+                before=before_push,
+            )
+            self._endpoint.push(push)
+
+    def finish_batch(self, gate: BatchGate, error: DualPathError | None) -> Future[None]:
+        future: Future[None] = Future()
+        with self._lock:
+            gate.finished = True
+            gate.error = gate.error or error
+            self._ending[gate] = future
+            to_close = [stream for feed in gate.feeds for stream in feed.incoming if not stream.closed] if gate.error else []
+        for stream in to_close:
+            self._endpoint.send(stream.source.agent, CloseStream(stream.number))
+        with self._lock:
+            self._end_if_quiet(gate)
+        return future
+
+    # ---- endpoint's thread
+
+    def _on_ready(self, sender: str, message: StreamReady) -> None:
+        with self._lock:
+            stream = self._known(sender, message.stream)
+            if stream is None:
+                return
+            stream.ready = True
+            feed = stream.feed
+            if all(other.ready for other in feed.incoming) and not feed.ready.done():
+                feed.ready.set_result(None)
+
+    def _on_landed(self, sender: str, message: LayerLanded) -> None:
+        with self._lock:
+            stream = self._known(sender, message.stream)
+            if stream is None or stream.feed.gate is None:
+                return
+            stream.feed.gate.layers[message.layer].landed += 1
+            self._lock.notify_all()
+
+    def _on_closed(self, sender: str, message: StreamClosed) -> None:
+        with self._lock:
+            stream = self._known(sender, message.stream)
+            if stream is None:
+                return
+            del self._incoming[stream.number]
+            stream.closed = True
+            feed, gate = stream.feed, stream.feed.gate
+            if message.error is not None:
+                error: DualPathError = TransferError(message.error)
+                if message.bad_key is not None:
+                    error = BlockCorruptError(message.bad_key, message.error)
+                feed.fail(error)
+                if gate is not None:
+                    gate.error = gate.error or error
+            if gate is not None:
+                self._end_if_quiet(gate)
+            self._lock.notify_all()
+
+    def _known(self, sender: str, number: int) -> _Incoming | None:
+        stream = self._incoming.get(number)
+        return stream if stream is not None and stream.source.agent == sender else None
+
+    def _new_kv_left(self, gate: BatchGate, layer: int, feed: ChunkFeed, error: DualPathError | None) -> None:
+        with self._lock:
+            gate.pushing -= 1
+            if error is not None:
+                feed.error = feed.error or error
+            state = gate.layers[layer]
+            state.pushes_left -= 1
+            if state.pushes_left == 0 and state.ring_slot is not None:
+                self._free_ring.append(state.ring_slot)
+                state.ring_slot = None
+                self._grant()
+            self._end_if_quiet(gate)
+
+    # ---- with the lock held
+
+    def _grant(self) -> None:
+        """Hand free ring slots to the next layers, oldest batch first, and credit their sources."""
+        for gate in self._batches:
+            while self._free_ring and gate.granted < self.layers and gate.error is None and not gate.finished:
+                layer, gate.granted = gate.granted, gate.granted + 1
+                ring_slot = self._free_ring.popleft()
+                gate.layers[layer].ring_slot = ring_slot
+                self._credit(gate, layer, ring_slot * self.capacity_blocks)
+                self._lock.notify_all()
+        self.peak_ring_slots = max(self.peak_ring_slots, self.ring_slots - len(self._free_ring))
+
+    def _credit(self, gate: BatchGate, layer: int, first_block: int) -> None:
+        for feed in gate.feeds:
+            for stream in feed.incoming:
+                rows = None
+                if layer == 0:
+                    start = feed.first_row_block + stream.source.first_block
+                    rows = list(range(start, start + len(stream.source.positions)))
+                self._endpoint.send(stream.source.agent, Credit(stream.number, layer, first_block, rows))
+
+    def _end_if_quiet(self, gate: BatchGate) -> None:
+        """Free what a finished batch still holds once nothing can write to it or read from it."""
+        future = self._ending.get(gate)
+        if future is None or gate.pushing or not all(feed.closed for feed in gate.feeds):
+            return
+        del self._ending[gate]
+        for state in gate.layers:
+            if state.ring_slot is not None:
+                self._free_ring.append(state.ring_slot)
+                state.ring_slot = None
+        self._batches.remove(gate)
+        self._grant()
+        future.set_result(None)
