@@ -1,0 +1,42 @@
+"""How many engines there are, and where Ray puts them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dualpath_ray.config.section import Count, Delay, Seconds, Section
+
+
+class ClusterSettings(Section):
+    """The `cluster` section. A *node* here is one gateway with the engines beside it, all prefill or all decode."""
+
+    prefill_nodes: Count = Field(default=1, description="Nodes whose engines prefill.")
+    decode_nodes: Count = Field(default=1, description="Nodes whose engines decode.")
+    engines_per_node: Count = Field(default=1, description="Engines beside each gateway, one per GPU.")
+    placement: Literal["logical", "spread"] = Field(
+        default="logical",
+        description="logical: nodes may share a machine (laptop, tests); spread: every node on a machine of its own (STRICT_SPREAD).",
+    )
+    address: str = Field(default="local", description="Ray cluster to join: an address, auto, or local to start one for this run.")
+    namespace: str = Field(
+        default="dualpath", min_length=1, description="Ray namespace of the actors; two systems on one cluster need two."
+    )
+    engine_cpus: Delay = Field(default=0.0, description="CPUs that Ray books for each engine (bookkeeping only; it limits nothing).")
+    engine_gpus: Delay = Field(default=0.0, description="GPUs that Ray books for each engine; 1 on GPU nodes, so that each sees its own.")
+    prefill_resources: dict[str, float] = Field(
+        default={}, description="Custom Ray resources each prefill node must have, e.g. {dp_prefill: 1}."
+    )
+    decode_resources: dict[str, float] = Field(default={}, description="Custom Ray resources each decode node must have.")
+    prefill_labels: dict[str, str] = Field(default={}, description="Ray node labels that prefill nodes must have, e.g. {dp.role: prefill}.")
+    decode_labels: dict[str, str] = Field(default={}, description="Ray node labels that decode nodes must have.")
+    start_timeout_s: Seconds = Field(default=180.0, description="How long placement and the start of all actors may take.")
+    health_interval_s: Seconds = Field(default=2.0, description="Pause between the supervisor's looks at each actor.")
+    health_timeout_s: Seconds = Field(default=20.0, description="An actor that has not answered for this long is killed and started again.")
+
+    @model_validator(mode="after")
+    def _health_timeout_exceeds_interval(self) -> Self:
+        if self.health_timeout_s <= self.health_interval_s:
+            raise ValueError("health_timeout_s must be greater than health_interval_s")
+        return self

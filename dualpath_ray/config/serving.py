@@ -1,0 +1,32 @@
+"""The HTTP service and the limits of its API."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import ByteSize, Field, model_validator
+
+from dualpath_ray.config.section import Count, Seconds, Section
+
+
+class ServingSettings(Section):
+    """The `serving` section."""
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all. The API has no authentication of its own."
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    replicas: Count = Field(default=1, description="HTTP replicas; each tokenises, asks the scheduler and streams.")
+    request_timeout_s: Seconds = Field(default=600.0, description="A request that takes longer is given up and its resources are freed.")
+    max_concurrent_requests: Count = Field(default=256, description="Requests that one replica serves at once.")
+    max_queued_requests: Count = Field(default=1024, description="Requests that may wait for a replica; more get status 429.")
+    default_max_tokens: Count = Field(default=512, description="Completion tokens when the request does not say (never past the context).")
+    max_tokens_limit: Count | None = Field(default=None, description="Completion tokens that a request may ask for; default: the context.")
+    max_stop_strings: Count = Field(default=16, description="Stop strings in one request.")
+    max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), gt=0, description="Size of a request's body.")
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> Self:
+        if self.max_tokens_limit is not None and self.default_max_tokens > self.max_tokens_limit:
+            raise ValueError("default_max_tokens must not exceed max_tokens_limit")
+        return self

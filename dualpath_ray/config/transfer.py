@@ -1,0 +1,53 @@
+"""How bytes move between processes (NIXL over UCX)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ByteSize, Field
+
+from dualpath_ray.config.section import Count, Delay, Seconds, Section
+
+
+class TransferSettings(Section):
+    """The `transfer` section."""
+
+    backend: Literal["UCX"] = Field(default="UCX", description="NIXL backend for transfers between processes.")
+    tls: str | None = Field(
+        default=None,
+        description="UCX transports (UCX_TLS), e.g. sysv,cma,tcp,self on one machine, tcp between hosts, rc,cuda,self with RDMA; "
+        "default: UCX's choice.",
+    )
+    net_devices: str | None = Field(
+        default=None, description="Network devices UCX may use (UCX_NET_DEVICES), e.g. eth1 or mlx5_0:1; default: all."
+    )
+    error_handling: Literal["peer", "none"] = Field(
+        default="peer", description="peer: the death of a peer is reported; none: it is not, but any shared-memory transport may be used."
+    )
+    ucx: dict[str, str] = Field(
+        default={}, description="Further UCX settings by name without the UCX_ prefix, e.g. {TCP_TX_SEG_SIZE: 256K}."
+    )
+    progress_thread_delay_us: Count = Field(
+        default=1000, description="How long NIXL's progress thread sleeps when nothing arrives (microseconds). Small values burn a core."
+    )
+    busy_poll_s: Delay = Field(default=0.0001, description="Pause between looks at transfers that are under way.")
+    idle_poll_s: Seconds = Field(default=0.002, description="Pause between looks when nothing has happened for linger_s.")
+    linger_s: Delay = Field(default=0.02, description="How long a process goes on looking often after the last event.")
+    push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")
+    max_post_bytes: ByteSize = Field(
+        default=ByteSize(8 << 20),
+        gt=0,
+        description="Longer pushes are posted in pieces of this size, so that urgent ones need not wait behind them.",
+    )
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that UCX must see in every process before NIXL is loaded."""
+        variables = {f"UCX_{name}": value for name, value in self.ucx.items()}
+        if self.tls is not None:
+            variables["UCX_TLS"] = self.tls
+        if self.net_devices is not None:
+            variables["UCX_NET_DEVICES"] = self.net_devices
+        if self.error_handling == "peer":
+            # These transports do not offer error handling by default, and UCX would not use them for anything that needs it.
+            variables |= {"UCX_SYSV_ERROR_HANDLING": "y", "UCX_POSIX_ERROR_HANDLING": "y"}
+        return variables
