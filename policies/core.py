@@ -1,0 +1,349 @@
+"""The scheduler's decision core: turns waiting requests into assignments, for the live scheduler and the simulator alike.
+
+It has no clock, no randomness and does no I/O: the same calls give the same assignments. Requests are served first come first served
+(larger `priority` first); the head waits until a prefill engine (policies/prefill_placement.py) and a decode engine
+(policies/decode_placement.py) can take it, then its reads are planned (policies/read_plan.py). Every assignment is accounted at once;
+policies/accounts.py says how accounts and load reports are combined.
+
+Tokens accounted to a prefill engine: computed tokens + hit_token_weight * hit tokens. The default weight 1 is the paper's rule ("total
+tokens"). With 95-99 % hits, most of a request's attention and all of its I/O scale with its context, so the total is the better proxy of
+what a GPU and its NICs have to do; computed tokens alone would call a 64K-context turn as light as a 4K one.
+A decode engine is accounted prompt + max_new tokens in whole blocks, as load and as HBM promised.
+
+Cost: O(log engines) per event and per decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policies.accounts import UNLIMITED_SLOTS, EngineAccount, NodeAccount
+from policies.decode_placement import DecodeIndex
+from policies.errors import Infeasible, PolicyError, QueueFull
+from policies.indexed_heap import IndexedHeap
+from policies.prefill_placement import PrefillIndex
+from policies.read_plan import ReadCandidate, plan_reads
+from policies.settings import SchedulingSettings
+from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
+
+
+@dataclass(slots=True)
+class _Running:
+    """What an assigned request is still accounted for."""
+
+    demand: RequestDemand
+    assignment: Assignment
+    prefill_tokens: int
+    reads: dict[str, int]  # node -> tokens still to read from storage
+    slots: dict[str, int]  # node -> staging slots
+    prefilling: bool = True
+
+    def needs(self, node_id: str) -> bool:
+        """The node's gateway still has a part in this request, beside the engines it may host."""
+        return self.prefilling and (node_id in self.slots or any(s.node_id == node_id for s in self.assignment.read_plan.segments))
+
+
+class SchedulerCore:
+    """All scheduling state of a cluster."""
+
+    def __init__(self, settings: SchedulingSettings) -> None:
+        self.settings = settings
+        self._engines: dict[str, EngineAccount] = {}
+        self._nodes: dict[str, NodeAccount] = {}
+        self._prefill = PrefillIndex(settings)
+        self._decode = DecodeIndex(settings)
+        self._queue = IndexedHeap()
+        self._deadlines = IndexedHeap()
+        self._waiting: dict[str, RequestDemand] = {}
+        self._waiting_tokens = 0
+        self._running: dict[str, _Running] = {}
+        self._engine_reports = IndexedHeap()
+        self._node_reports = IndexedHeap()
+        self._by_read_queue = IndexedHeap()
+        self._pool_sizes = IndexedHeap()
+        self._staging_sizes = IndexedHeap()
+        self._turn = 0
+
+    # --- load reports ---------------------------------------------------------------------------------------------------
+
+    def update_engine(self, load: EngineLoad) -> None:
+        """Take an engine's report; the first one registers it. An engine that changed node or role is a new engine."""
+        engine = self._engines.get(load.engine_id)
+        if engine is None:
+            engine = self._engines[load.engine_id] = EngineAccount(load)
+        elif (engine.load.node_id, engine.load.role, engine.load.group) != (load.node_id, load.role, load.group):
+            raise PolicyError(f"engine {load.engine_id} reports another node, role or group; remove it first")
+        engine.report(load)
+        self._node(load.node_id).engine_ids[load.engine_id] = None
+        self._engine_reports.set(load.engine_id, load.reported_at)
+        if load.role == "decode":
+            self._pool_sizes.set(load.engine_id, -engine.capacity_tokens)
+        self._refresh_engine(engine)
+
+    def update_node(self, load: NodeLoad) -> None:
+        """Take a gateway's report; the first one makes the node's engines available."""
+        node = self._node(load.node_id)
+        newly_known = load.node_id not in self._node_reports
+        node.report(load)
+        self._staging_sizes.set(load.node_id, -(load.total_slots or UNLIMITED_SLOTS))
+        self._node_reports.set(load.node_id, load.reported_at)
+        self._refresh_node(node)
+        if newly_known:
+            for engine_id in node.engine_ids:
+                self._refresh_engine(self._engines[engine_id])
+
+    def remove_engine(self, engine_id: str) -> list[str]:
+        """Forget a dead engine. Returns the requests it was serving: they are no longer accounted and need a new plan."""
+        engine = self._engines.get(engine_id)
+        if engine is None:
+            return []
+        lost = list(engine.request_ids)
+        for request_id in lost:
+            self.finish(request_id)
+        self._engine_reports.discard(engine_id)
+        self._pool_sizes.discard(engine_id)
+        self._refresh_engine(engine)
+        node = self._nodes[engine.load.node_id]
+        del node.engine_ids[engine_id]
+        del self._engines[engine_id]
+        return lost
+
+    def remove_node(self, node_id: str) -> list[str]:
+        """Forget a dead node with its gateway and engines. Returns all requests it took part in, reads included."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return []
+        lost = [request_id for request_id, running in self._running.items() if running.needs(node_id)]
+        for request_id in lost:
+            self.finish(request_id)
+        for engine_id in list(node.engine_ids):
+            lost += self.remove_engine(engine_id)
+        self._node_reports.discard(node_id)
+        self._by_read_queue.discard(node_id)
+        self._staging_sizes.discard(node_id)
+        del self._nodes[node_id]
+        return lost
+
+    # --- requests ----------------------------------------------------------------------------------------------------------
+
+    def submit(self, demand: RequestDemand) -> None:
+        """Queue a request. Raises QueueFull, or Infeasible if no known decode engine could ever hold it."""
+        if demand.request_id in self._waiting or demand.request_id in self._running:
+            raise PolicyError(f"request {demand.request_id} is already scheduled")
+        if demand.hit_tokens >= demand.prompt_tokens:
+            raise Infeasible(f"request {demand.request_id}: at least one prompt token must be computed, so hits must leave one")
+        if len(self._waiting) >= self.settings.max_queued_requests:
+            raise QueueFull(f"{len(self._waiting)} requests wait for engines (max_queued_requests); retry later or add engines")
+        self._check_capacity(demand)
+        self._waiting[demand.request_id] = demand
+        self._waiting_tokens += demand.kv_tokens
+        self._queue.set(demand.request_id, (-demand.priority, demand.arrived_at))
+        self._deadlines.set(demand.request_id, demand.deadline)
+
+    def adopt(self, demand: RequestDemand, assignment: Assignment) -> None:
+        """Account a request that is running already (after a restart of the scheduler); its engines must have reported."""
+        if assignment.prefill_engine not in self._engines or assignment.decode_engine not in self._engines:
+            raise PolicyError(f"request {demand.request_id}: its engines have not reported yet")
+        if demand.request_id not in self._running:
+            self._account(demand, assignment)
+
+    def cancel(self, request_id: str) -> bool:
+        """Forget a request, waiting or running. False if it is not known."""
+        return self._withdraw(request_id) is not None or self.finish(request_id)
+
+    def reads_done(self, request_id: str, node_id: str | None = None) -> bool:
+        """The storage reads of a request (on one node, or all of them) are complete. False if nothing was accounted."""
+        running = self._running.get(request_id)
+        if running is None:
+            return False
+        ended = [node_id] if node_id is not None else list(running.reads)
+        released = False
+        for ended_node in ended:
+            tokens = running.reads.pop(ended_node, 0)
+            if tokens:
+                node = self._nodes[ended_node]
+                node.accounted_read_tokens -= tokens
+                self._refresh_node(node)
+                released = True
+        return released
+
+    def prefill_done(self, request_id: str) -> bool:
+        """Prefill is complete: the prefill engine and all staging slots are free of this request. False if that was known."""
+        running = self._running.get(request_id)
+        if running is None or not running.prefilling:
+            return False
+        running.prefilling = False
+        self.reads_done(request_id)
+        engine = self._engines[running.assignment.prefill_engine]
+        engine.drop(request_id, running.prefill_tokens)
+        for node_id, slots in running.slots.items():
+            self._nodes[node_id].accounted_slots -= slots
+        running.slots.clear()
+        self._refresh_engine(engine)
+        return True
+
+    def finish(self, request_id: str) -> bool:
+        """The request has ended, in whatever way; nothing of it is accounted any more. False if it was not running."""
+        running = self._running.get(request_id)
+        if running is None:
+            return False
+        self.prefill_done(request_id)
+        del self._running[request_id]
+        engine = self._engines[running.assignment.decode_engine]
+        engine.drop(request_id, running.demand.kv_tokens)
+        self._refresh_engine(engine)
+        return True
+
+    def expire(self, now: float) -> list[str]:
+        """Drop waiting requests whose deadline has passed, earliest first."""
+        expired: list[str] = []
+        while (head := self._deadlines.peek()) is not None and self._deadlines.key(head) < now:
+            self._withdraw(head)
+            expired.append(head)
+        return expired
+
+    # --- decisions -----------------------------------------------------------------------------------------------------------
+
+    def decide(self, now: float) -> list[Assignment]:
+        """Place waiting requests in order until the head cannot be placed. Each assignment is accounted before the next is made."""
+        self._retire_silent(now)
+        made: list[Assignment] = []
+        while (request_id := self._queue.peek()) is not None:
+            demand = self._waiting[request_id]
+            node_id = self._prefill.best_node()
+            if node_id is None:
+                break
+            decode = self._decode.best_engine(demand, self._waiting_tokens, self._nodes)
+            if decode is None:
+                break
+            node = self._nodes[node_id]
+            prefill_id = node.open_prefill.peek()
+            if prefill_id is None:
+                raise PolicyError(f"prefill index names node {node_id} without an open engine")
+            decode_node = self._nodes[decode.load.node_id]
+            assignment = Assignment(
+                request_id=request_id,
+                prefill_engine=prefill_id,
+                prefill_node=node_id,
+                decode_engine=decode.load.engine_id,
+                decode_node=decode_node.node_id,
+                read_plan=plan_reads(
+                    demand,
+                    self._candidate(node),
+                    self._candidate(decode_node),
+                    self._pool() if self.settings.read_mode == "pool" else (),
+                    self.settings.read_mode,
+                    self.settings.min_split_blocks,
+                    self.settings.use_resident,
+                ),
+            )
+            self._withdraw(request_id)
+            self._account(demand, assignment)
+            made.append(assignment)
+        return made
+
+    # --- what the core believes -------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for engines."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests assigned and not finished."""
+        return len(self._running)
+
+    def engine_account(self, engine_id: str) -> EngineAccount:
+        """Live view of one engine's account; read it, do not change it."""
+        return self._engines[engine_id]
+
+    def node_account(self, node_id: str) -> NodeAccount:
+        """Live view of one node's account; read it, do not change it."""
+        return self._nodes[node_id]
+
+    # --- inside ---------------------------------------------------------------------------------------------------------------
+
+    def _node(self, node_id: str) -> NodeAccount:
+        node = self._nodes.get(node_id)
+        if node is None:
+            node = self._nodes[node_id] = NodeAccount(node_id)
+        return node
+
+    def _refresh_engine(self, engine: EngineAccount) -> None:
+        """Bring the index of its role up to date with an engine's account."""
+        node = self._nodes[engine.load.node_id]
+        available = engine.load.engine_id in self._engine_reports and engine.load.node_id in self._node_reports
+        if engine.load.role == "prefill":
+            self._prefill.refresh(engine, node, available)
+        else:
+            self._decode.refresh(engine, available)
+
+    def _refresh_node(self, node: NodeAccount) -> None:
+        self._prefill.refresh_node(node)
+        if node.node_id not in self._node_reports or node.load is None:
+            self._by_read_queue.discard(node.node_id)
+        else:
+            self._by_read_queue.set(node.node_id, node.read_tokens / (node.load.snic_bandwidth or 1.0))
+
+    def _retire_silent(self, now: float) -> None:
+        """Engines and gateways whose report is too old get nothing new."""
+        oldest = now - self.settings.report_timeout_s
+        while (engine_id := self._engine_reports.peek()) is not None and self._engine_reports.key(engine_id) < oldest:
+            self._engine_reports.discard(engine_id)
+            self._refresh_engine(self._engines[engine_id])
+        while (node_id := self._node_reports.peek()) is not None and self._node_reports.key(node_id) < oldest:
+            self._node_reports.discard(node_id)
+            node = self._nodes[node_id]
+            self._refresh_node(node)
+            for engine_id in node.engine_ids:
+                self._refresh_engine(self._engines[engine_id])
+
+    def _candidate(self, node: NodeAccount) -> ReadCandidate:
+        bandwidth = node.load.snic_bandwidth if node.load is not None else 0.0
+        return ReadCandidate(node.node_id, node.read_tokens, bandwidth, node.free_slots)
+
+    def _pool(self) -> list[ReadCandidate]:
+        """The nodes whose storage NICs drain first."""
+        return [self._candidate(self._nodes[node_id]) for node_id in self._by_read_queue.smallest(self.settings.pool_width + 2)]
+
+    def _check_capacity(self, demand: RequestDemand) -> None:
+        if (largest := self._pool_sizes.peek()) is not None:
+            tokens = -self._pool_sizes.key(largest)
+            if demand.kv_tokens > tokens:
+                raise Infeasible(
+                    f"request {demand.request_id} may need {demand.kv_tokens} KV tokens; the largest decode pool holds {tokens}"
+                )
+        if (largest := self._staging_sizes.peek()) is not None:
+            slots = -self._staging_sizes.key(largest)
+            if demand.prompt_blocks > slots:
+                raise Infeasible(f"request {demand.request_id} needs {demand.prompt_blocks} staging slots; the largest node has {slots}")
+
+    def _withdraw(self, request_id: str) -> RequestDemand | None:
+        """Take a request out of the waiting queue."""
+        demand = self._waiting.pop(request_id, None)
+        if demand is not None:
+            self._waiting_tokens -= demand.kv_tokens
+            self._queue.discard(request_id)
+            self._deadlines.discard(request_id)
+        return demand
+
+    def _account(self, demand: RequestDemand, assignment: Assignment) -> None:
+        reads = {node_id: blocks * demand.block_tokens for node_id, blocks in assignment.read_plan.storage_blocks().items()}
+        slots = {node_id: tokens // demand.block_tokens for node_id, tokens in reads.items()}
+        slots[assignment.decode_node] = demand.prompt_blocks
+        tokens = demand.computed_tokens + round(self.settings.hit_token_weight * demand.hit_tokens)
+        self._running[demand.request_id] = _Running(demand, assignment, tokens, reads, slots)
+        for node_id, read_tokens in reads.items():
+            self._node(node_id).accounted_read_tokens += read_tokens
+            self._refresh_node(self._node(node_id))
+        for node_id, count in slots.items():
+            self._node(node_id).accounted_slots += count
+        self._turn += 1
+        prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
+        prefill.last_chosen = decode.last_chosen = self._turn
+        prefill.add(demand.request_id, tokens)
+        decode.add(demand.request_id, demand.kv_tokens)
+        self._refresh_engine(prefill)
+        self._refresh_engine(decode)
+        self._decode.chosen(decode, self._turn)

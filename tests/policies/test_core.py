@@ -1,0 +1,307 @@
+"""The decision core: rules of the paper's section 6, accounting, and events in any order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from policies.core import SchedulerCore
+from policies.errors import Infeasible, PolicyError, QueueFull
+from policies.settings import SchedulingSettings
+from tests.policies.cluster import cluster, demand, engine, node
+
+
+def test_head_goes_to_the_engine_with_fewest_tokens() -> None:
+    core = cluster(per_node=2)
+    core.submit(demand("a", prompt=5000))
+    core.submit(demand("b", prompt=100))
+    core.submit(demand("c", prompt=100))
+    first, second, third = core.decide(0.0)
+    assert first.prefill_engine != second.prefill_engine
+    assert third.prefill_engine == second.prefill_engine  # 100 tokens there against 5000
+
+
+def test_a_burst_does_not_herd_before_the_next_report() -> None:
+    core = cluster(per_node=8, free=10_000)
+    for i in range(8):
+        core.submit(demand(f"r{i}"))
+    made = core.decide(0.0)
+    assert len({a.prefill_engine for a in made}) == 8
+    assert len({a.decode_engine for a in made}) == 8
+
+
+def test_short_read_queue_comes_before_fewer_tokens() -> None:
+    core = cluster(prefill_nodes=2, per_node=1, alpha_tokens=1000)
+    core.update_node(node("p0", read_queue_tokens=5000))
+    core.update_engine(engine("p1e0", "p1", "prefill", unfinished_tokens=700))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].prefill_engine == "p1e0"
+
+
+def test_long_queue_class_serves_when_the_short_one_is_overloaded() -> None:
+    core = cluster(prefill_nodes=2, per_node=1, alpha_tokens=1000, beta_tokens=2000)
+    core.update_node(node("p0", read_queue_tokens=5000))
+    core.update_engine(engine("p1e0", "p1", "prefill", unfinished_tokens=2001))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].prefill_engine == "p0e0"
+
+
+def test_stops_when_every_prefill_engine_is_overloaded_and_goes_on_after_prefill() -> None:
+    core = cluster(per_node=1, beta_tokens=1500, free=100_000)
+    for i in range(4):
+        core.submit(demand(f"r{i}"))
+    assert [a.request_id for a in core.decide(0.0)] == ["r0", "r1"]  # 0 and 1000 tokens are within beta, 2000 are not
+    core.prefill_done("r0")
+    assert [a.request_id for a in core.decide(0.0)] == ["r2"]
+
+
+def test_decode_waits_for_memory() -> None:
+    core = cluster(per_node=1, free=2500)
+    for i in range(3):
+        core.submit(demand(f"r{i}"))
+    assert [a.request_id for a in core.decide(0.0)] == ["r0", "r1"]  # 1152 tokens each
+    core.finish("r1")
+    assert [a.request_id for a in core.decide(0.0)] == ["r2"]
+
+
+def test_decode_waits_for_staging_slots() -> None:
+    core = cluster(per_node=1, free=100_000)
+    core.update_node(node("d0", slots=20))
+    core.submit(demand("a"))
+    core.submit(demand("b"))
+    assert [a.request_id for a in core.decide(0.0)] == ["a"]  # 16 slots each
+    core.prefill_done("a")
+    assert [a.request_id for a in core.decide(0.0)] == ["b"]
+
+
+def test_decode_prefers_fewest_requests_below_z_and_fewest_tokens_above() -> None:
+    core = cluster(per_node=2, free=100_000)
+    core.update_engine(engine("d0e0", "d0", "decode", free=90_000, unfinished_requests=1, unfinished_tokens=10_000))
+    core.update_engine(engine("d0e1", "d0", "decode", free=96_000, unfinished_requests=9, unfinished_tokens=4000))
+    core.submit(demand("a", prompt=2000))  # Z = 1.05 * (2112 + 14000) / 2 = 8459: only e1 is low-token
+    assert core.decide(0.0)[0].decode_engine == "d0e1"
+    core.submit(demand("b", prompt=8000))  # Z = 1.05 * (8128 + 16112) / 2 = 12726: both are high-token, e1 has fewer tokens
+    assert core.decide(0.0)[0].decode_engine == "d0e1"
+    core.update_engine(engine("d0e1", "d0", "decode", free=85_760, unfinished_requests=11, unfinished_tokens=14_240))
+    core.submit(demand("c", prompt=30))  # Z = 1.05 * (192 + 24240) / 2 = 12827: only e0 is low-token now
+    assert core.decide(0.0)[0].decode_engine == "d0e0"
+
+
+def test_group_with_least_tokens_first() -> None:
+    core = cluster(decode_nodes=2, per_node=1, free=100_000)
+    core.update_engine(engine("d0e0", "d0", "decode", free=90_000, unfinished_tokens=10_000))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].decode_node == "d1"
+
+
+def test_shorter_queue_reads() -> None:
+    core = cluster(read_mode="shorter_queue", per_node=1, free=100_000)
+    core.submit(demand("a"))
+    core.submit(demand("b"))
+    first, second = core.decide(0.0)
+    assert first.read_plan.storage_blocks() == {"d0": 10}  # tie: the decode node
+    assert second.read_plan.storage_blocks() == {"p0": 10}
+    assert core.node_account("d0").read_tokens == 640
+    core.reads_done("a")
+    assert core.node_account("d0").read_tokens == 0
+
+
+def test_a_report_does_not_count_twice() -> None:
+    core = cluster(read_mode="shorter_queue", per_node=1, free=100_000)
+    core.submit(demand("a"))
+    core.decide(0.0)
+    core.update_node(node("d0", read_queue_tokens=640))
+    core.update_engine(engine("p0e0", "p0", "prefill", unfinished_requests=1, unfinished_tokens=1000))
+    core.update_engine(engine("d0e0", "d0", "decode", free=100_000 - 1152, unfinished_requests=1, unfinished_tokens=1152))
+    assert core.node_account("d0").read_tokens == 640
+    assert core.engine_account("p0e0").tokens == 1000
+    assert core.engine_account("d0e0").free_hbm_tokens == 100_000 - 1152
+
+
+def test_work_of_unknown_origin_counts_until_a_report_says_otherwise() -> None:
+    core = cluster(per_node=1)
+    core.update_engine(engine("p0e0", "p0", "prefill", unfinished_requests=3, unfinished_tokens=900))
+    assert core.engine_account("p0e0").tokens == 900
+    core.update_engine(engine("p0e0", "p0", "prefill"))
+    assert core.engine_account("p0e0").tokens == 0
+
+
+def test_silent_engines_and_gateways_get_nothing() -> None:
+    core = cluster(prefill_nodes=2, per_node=1, report_timeout_s=5.0, free=100_000)
+    core.update_node(node("d0", at=20.0))
+    core.update_engine(engine("d0e0", "d0", "decode", 100_000, at=20.0))
+    core.update_node(node("p1", at=20.0))
+    core.submit(demand("a"))
+    assert core.decide(20.0) == []
+    core.update_engine(engine("p1e0", "p1", "prefill", at=20.0))
+    assert core.decide(20.0)[0].prefill_engine == "p1e0"
+
+
+def test_removed_engine_returns_its_requests_and_keeps_no_account() -> None:
+    core = cluster(per_node=1, free=100_000, read_mode="prefill_only")
+    core.submit(demand("a"))
+    core.submit(demand("b"))
+    core.decide(0.0)
+    core.prefill_done("a")
+    assert core.remove_engine("p0e0") == ["b"]
+    assert core.node_account("p0").read_tokens == 0
+    assert core.engine_account("d0e0").requests == 1
+    assert core.remove_engine("p0e0") == []
+
+
+def test_removed_node_returns_every_request_it_took_part_in() -> None:
+    core = cluster(per_node=1, free=100_000, read_mode="split")
+    core.submit(demand("a", prompt=5000, hit_blocks=70))
+    core.decide(0.0)
+    assert core.remove_node("d0") == ["a"]
+    assert core.running == 0
+    assert core.engine_account("p0e0").tokens == 0
+
+
+def test_resubmitted_request_keeps_its_place() -> None:
+    core = cluster(per_node=1, beta_tokens=1)
+    core.submit(demand("late", arrived=2.0))
+    core.submit(demand("early", arrived=1.0))
+    assert core.decide(0.0)[0].request_id == "early"
+
+
+def test_round_robin_takes_turns_and_least_requests_counts_requests() -> None:
+    core = cluster(prefill_nodes=2, per_node=2, placement="round_robin", free=100_000)
+    for i in range(8):
+        core.submit(demand(f"r{i}", prompt=100 + 1000 * (i % 2)))
+    order = [a.prefill_engine for a in core.decide(0.0)]
+    assert sorted(order[:4]) == sorted(order[4:]) and len(set(order[:4])) == 4
+    least = cluster(per_node=2, placement="least_requests", free=100_000)
+    for i in range(4):
+        least.submit(demand(f"r{i}", prompt=100 + 3000 * (i % 2)))
+    counts = [a.prefill_engine for a in least.decide(0.0)]
+    assert counts.count("p0e0") == counts.count("p0e1") == 2
+
+
+def test_refusals() -> None:
+    core = cluster(per_node=1, free=2000, max_queued_requests=1)
+    with pytest.raises(Infeasible, match="decode pool holds 2000"):
+        core.submit(demand("big", prompt=5000))
+    with pytest.raises(Infeasible, match="must be computed"):
+        core.submit(replace(demand("hit"), prompt_tokens=640))
+    core.submit(demand("a"))
+    with pytest.raises(PolicyError, match="already"):
+        core.submit(demand("a"))
+    with pytest.raises(QueueFull):
+        core.submit(demand("b"))
+
+
+def test_infeasible_by_staging() -> None:
+    core = cluster(per_node=1, free=100_000)
+    for name in ("d0", "p0"):
+        core.update_node(node(name, slots=10))
+    with pytest.raises(Infeasible, match="staging slots"):
+        core.submit(demand("a"))
+
+
+def test_expire_and_cancel() -> None:
+    core = SchedulerCore(SchedulingSettings())
+    core.submit(demand("a", deadline=1.0))
+    core.submit(demand("b", deadline=9.0))
+    core.submit(demand("c", deadline=9.0))
+    assert core.expire(5.0) == ["a"]
+    assert core.cancel("b") and not core.cancel("b")
+    assert core.queued == 1
+
+
+def test_adopt_restores_the_account_of_a_running_request() -> None:
+    before = cluster(per_node=1, free=100_000)
+    before.submit(demand("a"))
+    assignment = before.decide(0.0)[0]
+    after = cluster(per_node=1, free=100_000)
+    after.adopt(demand("a"), assignment)
+    assert after.engine_account("p0e0").tokens == before.engine_account("p0e0").tokens
+    assert after.cancel("a")
+    assert after.engine_account("d0e0").tokens == 0
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Random submissions, events and failures: nothing is lost, doubled or over-promised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = cluster(prefill_nodes=2, decode_nodes=2, per_node=2, free=8000, beta_tokens=3000, read_mode="pool", min_split_blocks=1)
+        self.waiting: dict[str, object] = {}
+        self.running: dict[str, object] = {}
+        self.alive = {"p0e0": "p0", "p0e1": "p0", "p1e0": "p1", "p1e1": "p1", "d0e0": "d0", "d0e1": "d0", "d1e0": "d1", "d1e1": "d1"}
+        self.count = 0
+
+    @rule(prompt=st.integers(1, 4000), hits=st.integers(0, 62), priority=st.integers(0, 2))
+    def submit(self, prompt: int, hits: int, priority: int) -> None:
+        self.count += 1
+        request = demand(f"r{self.count}", prompt=prompt, hit_blocks=hits, arrived=float(self.count), priority=priority)
+        self.core.submit(request)
+        self.waiting[request.request_id] = request
+
+    @rule()
+    def decide(self) -> None:
+        believed = {e: self.core.engine_account(e).tokens for e in self.alive if e.startswith("p")}
+        for made in self.core.decide(0.0):
+            request = self.waiting.pop(made.request_id)
+            assert made.prefill_engine in self.alive and made.decode_engine in self.alive
+            assert believed[made.prefill_engine] <= 3000
+            believed[made.prefill_engine] += request.prompt_tokens  # type: ignore[attr-defined]
+            positions = [p for s in made.read_plan.segments for p in range(s.first_block, s.first_block + s.blocks)]
+            assert positions == list(range(request.hit_blocks))  # type: ignore[attr-defined]
+            self.running[made.request_id] = made
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), event=st.sampled_from(["reads_done", "prefill_done", "finish", "cancel"]))
+    def event(self, data: st.DataObject, event: str) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.running)))
+        getattr(self.core, event)(request_id)
+        if event in ("finish", "cancel"):
+            del self.running[request_id]
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel_waiting(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.core.cancel(request_id)
+        del self.waiting[request_id]
+
+    @rule(engine_id=st.sampled_from(["p0e0", "p1e1", "d0e0", "d1e1"]))
+    def die_and_return(self, engine_id: str) -> None:
+        for request_id in self.core.remove_engine(engine_id):
+            del self.running[request_id]
+        free = 8000 if engine_id.startswith("d") else 0
+        self.core.update_engine(engine(engine_id, engine_id[:2], "decode" if free else "prefill", free))
+
+    @rule(name=st.sampled_from(["p0", "d1"]))
+    def node_dies_and_returns(self, name: str) -> None:
+        for request_id in self.core.remove_node(name):
+            del self.running[request_id]
+        self.core.update_node(node(name))
+        for engine_id, home in self.alive.items():
+            if home == name:
+                role = "decode" if name.startswith("d") else "prefill"
+                self.core.update_engine(engine(engine_id, name, role, 8000 if role == "decode" else 0))
+
+    @invariant()
+    def nothing_is_lost_or_over_promised(self) -> None:
+        assert self.core.queued == len(self.waiting)
+        assert self.core.running == len(self.running)
+        for engine_id in self.alive:
+            if engine_id.startswith("d"):
+                assert 0 <= self.core.engine_account(engine_id).accounted_tokens <= 8000
+
+    def teardown(self) -> None:
+        for request_id in [*self.running, *self.waiting]:
+            assert self.core.cancel(request_id)
+        for engine_id, home in self.alive.items():
+            assert self.core.engine_account(engine_id).accounted_tokens == 0
+            assert self.core.node_account(home).accounted_read_tokens == 0
+            assert self.core.node_account(home).accounted_slots == 0
+
+
+TestCoreMachine = CoreMachine.TestCase
+TestCoreMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
