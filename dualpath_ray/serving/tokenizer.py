@@ -1,0 +1,60 @@
+"""Text to token ids and back for one model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from dualpath_ray.errors import ConfigError, InvalidRequestError
+from dualpath_ray.serving.chat_template import ChatTemplate, Message
+
+# Below this many characters encoding takes about a millisecond, less than it is worth to change threads.
+INLINE_CHARACTERS = 8192
+
+
+class Tokenizer:
+    """The model's tokenizer.json (run by the `tokenizers` library) and its chat template."""
+
+    def __init__(self, core: tokenizers.Tokenizer, template: ChatTemplate | None) -> None:
+        core.no_truncation()  # a tokenizer.json may carry its training settings
+        core.no_padding()
+        self._core = core
+        self._template = template
+        self.vocabulary = core.get_vocab_size(with_added_tokens=True)
+        self.special_tokens = frozenset(index for index, token in core.get_added_tokens_decoder().items() if token.special)
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> Tokenizer:
+        """Read tokenizer.json and the chat template of a Hugging Face model directory. Raises ConfigError."""
+        path = directory / "tokenizer.json"
+        try:
+            core = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ConfigError(f"{path} cannot be read as a tokenizer: {error}") from error
+        return cls(core, ChatTemplate.from_directory(directory))
+
+    def encode(self, text: str, *, special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of `text`; `special_tokens` adds those the model expects around a bare text (its BOS, if it has one)."""
+        return tuple(self._core.encode(text, add_special_tokens=special_tokens).ids)
+
+    async def encode_text(self, text: str) -> tuple[int, ...]:
+        """`encode` of a bare prompt; long ones are encoded in a thread, so that they do not hold up other requests' streams."""
+        return await self._encode(text, special_tokens=True)
+
+    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of the prompt that asks for the assistant's next message. The template itself writes the BOS."""
+        if self._template is None:
+            raise InvalidRequestError("this model has no chat template; use /v1/completions")
+        return await self._encode(self._template.render(messages), special_tokens=False)
+
+    async def _encode(self, text: str, *, special_tokens: bool) -> tuple[int, ...]:
+        if len(text) <= INLINE_CHARACTERS:
+            return self.encode(text, special_tokens=special_tokens)
+        return await asyncio.to_thread(self.encode, text, special_tokens=special_tokens)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens` without special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return str(self._core.decode(list(tokens), skip_special_tokens=True))
