@@ -1,0 +1,49 @@
+# make demo: see it work.  make test: the whole suite.  Everything runs in .venv, which `make env` keeps up to date.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := policies dualpath_ray actors deploy load_tests tests scripts
+
+# One thread per process: tests run several engines at once, and idle OpenMP threads spin.
+test: export OMP_NUM_THREADS ?= 1
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: env demo test lint format docs lock clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: env
+	$(BIN)/dualpath demo $(ARGS)
+
+test: env
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: env
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# Pages that are written by the code they describe; tests fail when they are out of date.
+docs: env
+	$(BIN)/python -m dualpath_ray.config.reference > docs/settings.md
+	$(BIN)/python -m dualpath_ray.telemetry.reference > docs/metrics.md
+
+# Write constraints.txt anew from the versions that are installed in .venv now.
+lock:
+	$(BIN)/python scripts/lock.py > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Subcommands of `dualpath` that need neither Ray nor torch."""

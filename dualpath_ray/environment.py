@@ -1,0 +1,16 @@
+"""Environment variables that must be right before Ray is imported. (`transfer/nixl_api.py` does this for NIXL and UCX.)"""
+
+from __future__ import annotations
+
+import os
+
+
+def set_ray_defaults(address: str) -> None:
+    """Call before importing ray, with `cluster.address`; what the user has set wins.
+
+    A cluster of our own on this machine runs without token authentication: Ray's default would write a token into the home
+    directory, and every later Ray command there would then need it. A cluster that we join decides for itself.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
