@@ -1,0 +1,164 @@
+"""Decode with continuous batching: every step gives each running sequence one token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dualpath_ray.engine.attention import decode_attention
+from dualpath_ray.engine.finish import FinishRule
+from dualpath_ray.engine.model import CausalModel
+from dualpath_ray.engine.pool import BlockIds, PagedPool
+from dualpath_ray.engine.sampling import forbid, sample_batch
+from dualpath_ray.errors import InvalidRequestError, OverloadedError
+from dualpath_ray.requests import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSequence:
+    """A sequence ready to decode. The KV of positions `[0, prompt_len)` lies in `blocks`, in order; `last_token` is the first
+    generated token (already checked against `finish`), whose KV is not there yet.
+
+    `blocks` hold room for `prompt_len + finish.max_new_tokens - 1` tokens and stay the caller's: the runner never frees them.
+    """
+
+    request_id: str
+    prompt_len: int
+    last_token: int
+    blocks: BlockIds
+    sampling: SamplingParams
+    finish: FinishRule
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """One new token. `kv_tokens` tokens of the sequence have their KV in the pool now, so blocks that they fill can be persisted.
+
+    With a `finish_reason` the sequence has left the runner.
+    """
+
+    request_id: str
+    token: int
+    finish_reason: FinishReason | None
+    kv_tokens: int
+
+
+class DecodeRunner:
+    """The running batch over one pool. Not thread safe: admit, remove and step are called from one thread (or under one lock)."""
+
+    def __init__(self, model: CausalModel, pool: PagedPool, max_batch: int) -> None:
+        if pool.geometry != model.geometry(pool.geometry.block_tokens):
+            raise ValueError(f"pool geometry {pool.geometry} does not fit the model {model.path}")
+        self._model = model
+        self._pool = pool
+        self._max_batch = max_batch
+        self._running: dict[str, _Running] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._running
+
+    def can_admit(self) -> bool:
+        return len(self._running) < self._max_batch
+
+    def admit(self, sequence: DecodeSequence) -> None:
+        """Let `sequence` take part from the next step on.
+
+        Raises OverloadedError if the batch is full, InvalidRequestError if the sequence cannot run.
+        """
+        name, finish = sequence.request_id, sequence.finish
+        if not self.can_admit():
+            raise OverloadedError(f"request {name}: {len(self._running)} sequences run, the most that decode.max_batch allows")
+        if name in self._running:
+            raise InvalidRequestError(f"request {name} is decoding already")
+        if finish.reason(sequence.last_token, 1) is not None:
+            raise InvalidRequestError(f"request {name} has ended with its first token")
+        total, limit = sequence.prompt_len + finish.max_new_tokens, self._model.max_context
+        if total > limit:
+            raise InvalidRequestError(f"request {name}: prompt and continuation of {total} tokens exceed the model's context of {limit}")
+        needed = self._pool.geometry.blocks_for(sequence.prompt_len + finish.max_new_tokens - 1)
+        if len(sequence.blocks) < needed:
+            raise InvalidRequestError(f"request {name}: {len(sequence.blocks)} KV blocks given, {needed} needed")
+        self._running[name] = _Running(sequence, self._pool.geometry.block_tokens, self._model.device)
+
+    def remove(self, request_id: str) -> bool:
+        """Take a sequence out (cancel); its blocks may be released at once. False if it does not run (any more)."""
+        return self._running.pop(request_id, None) is not None
+
+    @torch.inference_mode()
+    def step(self) -> list[StepOutput]:
+        """One token for every running sequence, in order of admission; empty if none runs. When it returns all KV is in memory.
+
+        Raises OverloadedError if device memory does not suffice; no sequence has advanced then.
+        """
+        batch = list(self._running.values())
+        if not batch:
+            return []
+        tokens = torch.tensor([running.token for running in batch])
+        positions = torch.tensor([running.kv_tokens for running in batch])
+        logits = self._model.forward(tokens, positions, _PoolAttention(self._pool, batch), rows=torch.arange(len(batch)))
+        for row, running in enumerate(batch):
+            forbid(logits[row], running.sequence.finish.forbidden(running.generated))
+        drawn = sample_batch(logits, [running.sequence.sampling for running in batch], [running.kv_tokens + 1 for running in batch])
+        return [self._advance(running, token) for running, token in zip(batch, drawn, strict=True)]
+
+    def _advance(self, running: _Running, token: int) -> StepOutput:
+        running.token = token
+        running.generated += 1
+        running.kv_tokens += 1
+        reason = running.sequence.finish.reason(token, running.generated)
+        if reason is not None:
+            del self._running[running.sequence.request_id]
+        return StepOutput(running.sequence.request_id, token, reason, running.kv_tokens)
+
+
+class _Running:
+    """A sequence's state between steps: `token` is its last one, whose KV the next step writes at position `kv_tokens`."""
+
+    __slots__ = ("_block_tokens", "_table", "generated", "kv_tokens", "sequence", "start", "token")
+
+    def __init__(self, sequence: DecodeSequence, block_tokens: int, device: torch.device) -> None:
+        self.sequence = sequence
+        self.token = sequence.last_token
+        self.generated = 1
+        self.kv_tokens = sequence.prompt_len
+        self._block_tokens = block_tokens
+        neighbours = bool(np.all(np.diff(sequence.blocks) == 1))
+        self.start = int(sequence.blocks[0]) * block_tokens if neighbours else None
+        self._table = torch.from_numpy(sequence.blocks.astype(np.int64)).to(device)
+
+    def next_row(self) -> int:
+        """Row of a layer where the KV of `token` goes."""
+        block, offset = divmod(self.kv_tokens, self._block_tokens)
+        return int(self.sequence.blocks[block]) * self._block_tokens + offset
+
+    def rows(self, layer: torch.Tensor) -> torch.Tensor:
+        """The sequence's rows in `layer`, up to and with `token`: a view if its blocks are neighbours, else gathered."""
+        length = self.kv_tokens + 1
+        if self.start is not None:
+            return layer[self.start : self.start + length]
+        used = self._table[: -(-length // self._block_tokens)]
+        return layer.view(-1, self._block_tokens, *layer.shape[1:]).index_select(0, used).flatten(0, 1)[:length]
+
+
+class _PoolAttention:
+    """AttentionContext of one step. One attention call per sequence: on a CPU that is 2-3 times faster than one padded call."""
+
+    def __init__(self, pool: PagedPool, batch: Sequence[_Running]) -> None:
+        self._pool = pool
+        self._batch = batch
+        self._targets = torch.tensor([running.next_row() for running in batch], device=pool.tensor.device)
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+        rows = self._pool.rows(layer)
+        rows.index_copy_(0, self._targets, torch.stack((key.transpose(0, 1), value.transpose(0, 1)), dim=1))
+        queries = query.transpose(0, 1).contiguous()
+        out = torch.empty_like(queries)
+        for index, running in enumerate(self._batch):
+            out[index] = decode_attention(queries[index], running.rows(rows), scale)
+        return out

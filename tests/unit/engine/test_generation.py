@@ -1,0 +1,57 @@
+"""Text of the whole engine against transformers' own generate(), and against itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from dualpath_ray.requests import SamplingParams
+
+from .conftest import Pair
+from .driver import Turn, complete, random_prompt, turn
+
+NEW = 12
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64])
+@pytest.mark.parametrize("budget", [1 << 20, 64], ids=["whole", "chunked"])
+def test_a_batch_of_cold_prompts_equals_generate(pair: Pair, budget: int, block_tokens: int) -> None:
+    prompts = {str(length): random_prompt(length, length) for length in (1, 17, 64, 150, 333)}
+    text = complete(
+        pair.model, [turn(pair.model, name, prompt) for name, prompt in prompts.items()], NEW, budget=budget, block_tokens=block_tokens
+    )
+    assert text == {name: pair.generate(prompt, NEW) for name, prompt in prompts.items()}
+
+
+@pytest.mark.parametrize("cached", [16, 160, 304, 314], ids=lambda n: f"cached{n}")
+def test_hit_kv_streamed_in_equals_generate(pair: Pair, cached: int) -> None:
+    prompt = random_prompt(7, 315)
+    expected = pair.generate(prompt, NEW)
+    cold = turn(pair.model, "cold", prompt)
+    assert complete(pair.model, [cold], NEW)["cold"] == expected
+    other = turn(pair.model, "other", random_prompt(8, 40))
+    warm = Turn("warm", prompt, cold.kv[:, :cached].clone())
+    assert complete(pair.model, [other, warm], NEW, budget=100)["warm"] == expected
+
+
+def test_turns_of_a_conversation_equal_generate(pair: Pair) -> None:
+    """KV that decode wrote serves the next turn as well as KV that prefill wrote."""
+    history, kv = random_prompt(1, 50), turn(pair.model, "", []).kv
+    for round_ in range(4):
+        item = Turn(str(round_), history, kv)
+        text = complete(pair.model, [item], NEW)[item.name]
+        assert text == pair.generate(history, NEW)
+        kv = item.kv[:, : item.cached // 16 * 16].clone()
+        history = history + text + random_prompt(100 + round_, 20)
+
+
+def test_sampled_text_does_not_depend_on_batch_chunks_or_hits(pair: Pair) -> None:
+    sampling = SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=1234)
+    prompt = random_prompt(3, 200)
+    alone = turn(pair.model, "x", prompt, sampling=sampling)
+    expected = complete(pair.model, [alone], NEW)["x"]
+    assert expected != pair.generate(prompt, NEW)
+    warm = Turn("x", prompt, alone.kv[:, :128].clone(), sampling)
+    others = [turn(pair.model, str(n), random_prompt(n, 10 * n), sampling=SamplingParams(temperature=n % 2, seed=n)) for n in range(1, 5)]
+    assert complete(pair.model, [*others, warm], NEW, budget=48)["x"] == expected
+    reseeded = turn(pair.model, "x", prompt, sampling=SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=1235))
+    assert complete(pair.model, [reseeded], NEW)["x"] != expected
