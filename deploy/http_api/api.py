@@ -1,0 +1,101 @@
+"""The routes of the HTTP service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+
+from deploy.http_api.document import add_schemas, body_of
+from deploy.http_api.exchange import Exchange
+from deploy.http_api.request_ids import RequestIds
+from deploy.openai_api.caller import Caller
+from deploy.openai_api.errors import ApiError, api_error
+from deploy.openai_api.reply import JsonReply, Reply
+from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest
+from deploy.openai_api.service import CHAT, TEXT, OpenAIService
+
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def make_api(service: Callable[[], OpenAIService], max_body_bytes: int) -> FastAPI:
+    """The ASGI application. `service` is called per request, so that the application can exist before the service does.
+
+    Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
+    """
+    api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None)
+    api.add_middleware(RequestIds)
+
+    def generation(path: str, model: type[BaseModel]) -> None:
+        async def endpoint(request: Request) -> Response:
+            async def reply() -> Reply:
+                try:
+                    caller = Caller.from_headers(request.headers, request.state.request_id)
+                except ApiError as error:
+                    return JsonReply.of_error(error)
+                return await service().generate(path, body, caller)
+
+            body = await _read_body(request, max_body_bytes)
+            return Exchange(reply)
+
+        api.post(path, summary=model.__doc__, openapi_extra=body_of(model), response_model=None)(endpoint)
+
+    generation(CHAT, ChatCompletionRequest)
+    generation(TEXT, CompletionRequest)
+
+    add_schemas(api, ChatCompletionRequest, CompletionRequest)
+
+    @api.get("/v1/models", summary="The served model")
+    async def models() -> Response:
+        return _response(service().models())
+
+    @api.get("/v1/models/{name:path}", summary="The served model, by name")
+    async def model(name: str) -> Response:
+        return _response(service().model(name))
+
+    @api.get("/health", summary="200 while requests can be served, otherwise 503")
+    async def health() -> Response:
+        return _response(await service().health())
+
+    @api.get("/metrics", summary="Metrics in Prometheus' text format")
+    async def metrics() -> Response:
+        return PlainTextResponse(await service().metrics(), media_type=METRICS_CONTENT_TYPE)
+
+    @api.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return _response(JsonReply.of_error(ApiError(error.status_code, message, code=code, headers=error.headers)))
+
+    @api.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return _response(JsonReply.of_error(error))
+
+    @api.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return _response(JsonReply.of_error(api_error(error)))
+
+    return api
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Stops reading past `limit` bytes and raises ApiError (413)."""
+    parts: list[bytes] = []
+    size = int(declared) if (declared := request.headers.get("content-length", "")).isdecimal() else 0
+    if size <= limit:
+        size = 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                break
+    if size > limit:
+        raise ApiError(413, f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
+    return b"".join(parts)
+
+
+def _response(reply: JsonReply) -> Response:
+    return Response(reply.body, reply.status, dict(reply.headers), media_type="application/json")

@@ -1,0 +1,29 @@
+"""X-Request-Id on every response."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploy.openai_api.caller import REQUEST_ID_HEADER, request_id
+
+
+class RequestIds:
+    """ASGI middleware: gives each request an id (the client's own, if usable) and returns it with the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
+        scope["state"] = {**scope.get("state", {}), "request_id": name}
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, name)
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
