@@ -53,6 +53,8 @@ def make_tiny_model(
     """
     if kind not in TINY_KINDS:
         raise ConfigError(f"tiny model kind must be one of {', '.join(TINY_KINDS)}, not {kind!r}")
+    if hidden % heads:
+        raise ConfigError(f"tiny model hidden size ({hidden}) must be a multiple of heads ({heads})")
     if heads % kv_heads:
         raise ConfigError(f"tiny model heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
     if head_dim % 2:

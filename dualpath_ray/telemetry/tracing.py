@@ -32,6 +32,7 @@ Attribute = str | bool | int | float
 Carrier = Mapping[str, str]
 
 EXPORT_INTERVAL_MS = 500  # spans of a killed process that are younger than this are lost
+MAX_WAITING = 65_536  # further spans are dropped (the SDK says so in the log); one takes about 2 KB
 
 _w3c = TraceContextTextMapPropagator()
 _provider: TracerProvider | None = None
@@ -111,7 +112,7 @@ def setup(settings: TelemetrySettings, service: str, instance: str) -> None:
     exporter = _exporter(settings, service, instance)
     resource = Resource.create({"service.name": f"dualpath-{service}", "service.instance.id": instance, "process.pid": os.getpid()})
     _provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.trace_ratio)), shutdown_on_exit=False)
-    _provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=EXPORT_INTERVAL_MS))
+    _provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=MAX_WAITING, schedule_delay_millis=EXPORT_INTERVAL_MS))
     _tracer = _provider.get_tracer("dualpath_ray")
 
 
