@@ -27,7 +27,18 @@ class PrefillSettings(Section):
         default=None,
         description="Predicted attention time of one forward pass at most (paper: 0.3); none: only max_batch_tokens limits it.",
     )
-    max_requests: Count = Field(default=64, description="Requests that an engine holds at once, waiting ones included; more are refused.")
+    attention_pair_s: Seconds | None = Field(
+        default=None,
+        description="Seconds of attention per query-key pair, summed over all layers, by which compute_quota_s predicts; measure it on the "
+        "device that serves.",
+    )
+    max_requests: Count = Field(default=1024, description="Requests that an engine holds at once, waiting ones included; more are refused.")
+
+    @model_validator(mode="after")
+    def _quota_can_be_predicted(self) -> Self:
+        if self.compute_quota_s is not None and self.attention_pair_s is None:
+            raise ValueError("compute_quota_s needs attention_pair_s to predict from")
+        return self
 
 
 class DecodeSettings(Section):

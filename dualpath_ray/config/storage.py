@@ -6,27 +6,37 @@ from typing import Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
 
-from dualpath_ray.config.section import Count, Delay, Section, UserPath
+from dualpath_ray.config.section import Count, Delay, Seconds, Section, Share, UserPath
 from dualpath_ray.errors import ConfigError
 
 DEFAULT_STAGING_BYTES = 1 << 30
 
 
 class EmulationSettings(Section):
-    """The `storage.emulation` section: a slower device than the real one, for tests and experiments on one machine."""
+    """The `storage.emulation` section: a slower or faulty device than the real one, for tests and experiments on one machine.
 
-    latency_s: Delay = Field(default=0.0, description="Added to every read and write.")
-    read_bandwidth: ByteSize | None = Field(
-        default=None, gt=0, description="Bytes per second that one gateway reads at most; none: no limit."
+    Field names are those of `dualpath_ray.stores.emulated.EmulationSettings`.
+    """
+
+    read_bandwidth: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="Bytes per second that one gateway reads at most, e.g. 1GB; 0: as fast as it can."
     )
-    write_bandwidth: ByteSize | None = Field(
-        default=None, gt=0, description="Bytes per second that one gateway writes at most; none: no limit."
+    write_bandwidth: ByteSize = Field(
+        default=ByteSize(0), ge=0, description="Bytes per second that one gateway writes at most; 0: as fast as it can."
     )
+    latency_s: Delay = Field(default=0.0, description="Added to every call.")
+    jitter_s: Delay = Field(default=0.0, description="Added to every call, up to this much at random.")
+    delay_layer: dict[int, Delay] = Field(default={}, description="Seconds by which reads of a layer come later, e.g. {3: 0.5}.")
+    error_rate: Share = Field(default=0.0, description="Probability that a call fails as a device does.")
+    corrupt_rate: Share = Field(default=0.0, description="Probability that a read returns a damaged block.")
+    stall_rate: Share = Field(default=0.0, description="Probability that a call is held back for stall_s.")
+    stall_s: Seconds = Field(default=60.0, description="How long a stalled call is held back.")
+    seed: int = Field(default=0, description="Fixes the sequence of random choices.")
 
     @property
     def active(self) -> bool:
         """Whether anything is emulated at all."""
-        return bool(self.latency_s or self.read_bandwidth or self.write_bandwidth)
+        return self != EmulationSettings()
 
 
 class StorageSettings(Section):
@@ -37,15 +47,14 @@ class StorageSettings(Section):
         default="~/.cache/dualpath-ray/blocks",  # type: ignore[assignment]  # validated into a Path like a given value
         description="Directory of the blocks: local disk, NFS or 3FS mount; the same for all gateways.",
     )
-    layer_groups: Count | None = Field(
-        default=None,
-        description="Layer ranges that a read is cut into, so that the first layers arrive early; default: the store's choice.",
+    io: Literal["auto", "nixl", "plain"] = Field(
+        default="auto",
+        description="How files are read and written: by NIXL's file backend, by plain system calls, or auto, the best that works there.",
     )
-    durability: Literal["fsync", "none"] = Field(
-        default="fsync",
-        description="fsync: a block is visible only when it would survive a power failure; none: when it would survive a crash of ours.",
-    )
-    io_threads: Count = Field(default=4, description="Threads for files per gateway.")
+    direct: Literal["auto", "on", "off"] = Field(default="auto", description="Whether to go around the page cache (O_DIRECT).")
+    layer_groups: Count = Field(default=4, description="Layer ranges that a read is cut into, so that the first layers arrive early.")
+    read_threads: Count = Field(default=8, description="Reads that one gateway has under way at once.")
+    write_threads: Count = Field(default=2, description="Writes that one gateway has under way at once.")
     emulation: EmulationSettings = Field(default=EmulationSettings(), description="Emulate a slower device.")
 
 

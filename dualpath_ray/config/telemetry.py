@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dualpath_ray.config.section import Section, UserPath
+from dualpath_ray.config.section import Section, Share, UserPath
 
 
 def _off(value: Any) -> Any:
@@ -25,7 +25,7 @@ class TelemetrySettings(Section):
         default="traces",  # type: ignore[assignment]  # validated into a Path like a given value
         description="Directory of the trace files.",
     )
-    trace_ratio: float = Field(default=1.0, ge=0, le=1, description="Share of requests that are traced (whole requests, by trace id).")
+    trace_ratio: Share = Field(default=1.0, description="Share of requests that are traced (whole requests, by trace id).")
     endpoint: str | None = Field(
         default=None, pattern=r"^https?://", description="OTLP collector for traces: otlp, e.g. http://collector:4318/v1/traces."
     )

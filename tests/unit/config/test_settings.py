@@ -38,6 +38,7 @@ def test_values_are_yaml_and_sizes_have_units() -> None:
     assert settings.cluster.prefill_labels == {"dp.role": "prefill"}
     assert settings.model.name == "7"
     assert settings.storage.emulation.read_bandwidth == 100_000_000 and settings.storage.emulation.active
+    assert not load().storage.emulation.active
     assert settings.transfer.busy_poll_s == 0.001
     assert settings.telemetry.traces == "off"
 
@@ -76,6 +77,11 @@ def test_it_can_be_pickled_compared_and_written_out_again(tmp_path: Path) -> Non
         ("scheduling.report_interval_s=9", "at least three times report_interval_s"),
         ("cluster.health_interval_s=99", "health_timeout_s must be greater than health_interval_s"),
         ("serving.max_tokens_limit=3", "default_max_tokens must not exceed max_tokens_limit"),
+        ("prefill.compute_quota_s=0.3", "compute_quota_s needs attention_pair_s to predict from"),
+        (
+            "storage.emulation.error_rate=1.5",
+            "storage.emulation.error_rate = 1.5 (from --set storage.emulation.error_rate=1.5): Input should be less than or",
+        ),
         ("a", "--set a: write it as section.field=value"),
         ("=3", "write the field as section.field"),
         ("model.spec=[", "the value is not valid YAML; quote it"),
