@@ -16,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 set_ray_defaults("local")
 set_environment_defaults()
+os.environ.setdefault("UCX_TLS", "sysv,cma,tcp,self")
+os.environ.setdefault("UCX_SYSV_ERROR_HANDLING", "y")
 for _name in [name for name in os.environ if name.startswith("DUALPATH__") or name == "DUALPATH_CONFIG"]:
     del os.environ[_name]  # the developer's own settings are no part of the tests
 

@@ -53,7 +53,7 @@ class EndpointSettings:
     max_post_bytes: int = 8 << 20  # longer pushes go out in pieces, so that urgent ones need not wait behind them
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Push:
     """Copy Layer Blocks `local_blocks` of our region `local` to blocks `remote_blocks` of `peer`'s region `remote`.
 
@@ -77,7 +77,7 @@ class Push:
     deadline: float = field(default=0.0, init=False)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Posted:
     push: Push
     handle: Any

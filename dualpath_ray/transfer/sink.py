@@ -93,7 +93,7 @@ class _LayerState:
 
 @dataclass(slots=True)
 class GateTimes:
-    """Seconds per layer spent waiting in `enter`, for the trace; wall-clock start of each wait."""
+    """Seconds per layer spent waiting in `enter`, for the trace; clock readings at the end of each wait and of each layer."""
 
     waited: list[float] = field(default_factory=list)
     entered_at: list[float] = field(default_factory=list)
@@ -113,6 +113,8 @@ class BatchGate:
         self.error: DualPathError | None = None
         self.finished = False
         self.deadline = time.monotonic() + timeout_s
+        self.ring_free: Future[None] = Future()  # done when this batch needs no more ring slots: the next one may be queued
+        self.peak_ring_slots = 0
         self.times = GateTimes()
 
     def enter(self, layer: int) -> int:
@@ -148,7 +150,6 @@ class LayerSink:
         self._free_ring = deque(range(ring_slots))
         self._batches: deque[BatchGate] = deque()
         self._ending: dict[BatchGate, Future[None]] = {}
-        self.peak_ring_slots = 0
         endpoint.on(StreamReady, self._on_ready)
         endpoint.on(LayerLanded, self._on_landed)
         endpoint.on(StreamClosed, self._on_closed)
@@ -221,12 +222,12 @@ class LayerSink:
                 raise gate.error
             assert state.ring_slot is not None
             gate.times.waited.append(time.monotonic() - start)
-            gate.times.entered_at.append(time.time())
+            gate.times.entered_at.append(time.monotonic())
             return state.ring_slot
 
     def push_new_kv(self, gate: BatchGate, layer: int, before_push: Callable[[], None] | None) -> None:
         state = gate.layers[layer]
-        gate.times.left_at.append(time.time())
+        gate.times.left_at.append(time.monotonic())
         assert state.ring_slot is not None
         first_block = state.ring_slot * self.capacity_blocks
         with self._lock:
@@ -326,8 +327,10 @@ class LayerSink:
                 ring_slot = self._free_ring.popleft()
                 gate.layers[layer].ring_slot = ring_slot
                 self._credit(gate, layer, ring_slot * self.capacity_blocks)
+                gate.peak_ring_slots = max(gate.peak_ring_slots, sum(state.ring_slot is not None for state in gate.layers))
                 self._lock.notify_all()
-        self.peak_ring_slots = max(self.peak_ring_slots, self.ring_slots - len(self._free_ring))
+            if gate.granted == self.layers and not gate.ring_free.done():
+                gate.ring_free.set_result(None)
 
     def _credit(self, gate: BatchGate, layer: int, first_block: int) -> None:
         for feed in gate.feeds:
@@ -350,4 +353,6 @@ class LayerSink:
                 state.ring_slot = None
         self._batches.remove(gate)
         self._grant()
+        if not gate.ring_free.done():
+            gate.ring_free.set_result(None)
         future.set_result(None)

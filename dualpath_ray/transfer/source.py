@@ -17,7 +17,7 @@ from dualpath_ray.transfer.endpoint import Endpoint, Push
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _LeasedSlots:
     slots: npt.NDArray[np.int32]
     layers_ready: int  # leading layers whose bytes are in the slots
@@ -25,7 +25,7 @@ class _LeasedSlots:
     on_quiet: Callable[[], None] | None = None  # set when the lease is being taken back
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Stream:
     sink: str
     number: int

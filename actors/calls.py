@@ -1,0 +1,138 @@
+"""Calls between actors: found by name, bounded in time, with errors in the package's own types.
+
+Ray never gives up on a hung actor and spends its own retries within seconds of a node's death, so every call here has a deadline and
+none is retried by Ray; who owns the request decides on another attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
+
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, TransferError
+from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock, PrefillOutcome, PrefillTask
+
+SCHEDULER = "scheduler"
+CALL_TIMEOUT_S = 30.0
+GRACE_S = 5.0  # a call that has a deadline of its own gets this much longer to report it
+
+
+def gateway_name(node_id: str) -> str:
+    return f"gateway-{node_id}"
+
+
+class ActorCalls:
+    """Named actors of one namespace. Handles are looked up once; a restarted actor keeps its handle."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self._handles: dict[str, ActorHandle] = {}
+
+    def handle(self, name: str) -> ActorHandle:
+        """Raises TransferError when there is no such actor (now)."""
+        if name not in self._handles:
+            try:
+                self._handles[name] = ray.get_actor(name, namespace=self.namespace)
+            except ValueError:
+                raise TransferError(f"there is no actor {name!r} in namespace {self.namespace!r}") from None
+        return self._handles[name]
+
+    async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """Call a method and wait for its result. Raises DualPathError."""
+        reference = getattr(self.handle(name), method).remote(*arguments)
+        try:
+            return await asyncio.wait_for(reference, timeout_s)
+        except TimeoutError:
+            raise DeadlineExceededError(f"{name}.{method} did not answer within {timeout_s:.1f} s") from None
+        except RayError as error:
+            raise self.translate(name, error) from error
+
+    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncIterator[Any]:
+        """Items of a streaming method, each within `timeout_s` of the one before."""
+        references = getattr(self.handle(name), method).options(num_returns="streaming").remote(*arguments)
+        try:
+            while True:
+                try:
+                    reference = await asyncio.wait_for(anext(references), timeout_s)
+                    item = await reference
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise DeadlineExceededError(f"{name}.{method} sent nothing for {timeout_s:.1f} s") from None
+                yield item
+        except RayError as error:
+            raise self.translate(name, error) from error
+
+    def send(self, name: str, method: str, *arguments: Any) -> None:
+        """Call a method without waiting; a missing actor is ignored."""
+        try:
+            getattr(self.handle(name), method).remote(*arguments)
+        except TransferError:
+            return
+
+    def translate(self, name: str, error: RayError) -> DualPathError:
+        """The package's error for what Ray raised."""
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            return cause if isinstance(cause, DualPathError) else DualPathError(f"{name} failed: {cause or error}")
+        if isinstance(error, TaskCancelledError):
+            return CancelledError(f"the call to {name} was cancelled")
+        if isinstance(error, ActorDiedError):
+            self._handles.pop(name, None)
+        if isinstance(error, ActorDiedError | ActorUnavailableError):
+            return TransferError(f"actor {name} died or cannot be reached")
+        return TransferError(f"call to {name} failed: {error}")
+
+
+class GatewayProxy:
+    """A gateway actor as `dualpath_ray.decode_service.GatewayCalls`."""
+
+    def __init__(self, calls: ActorCalls, node_id: str) -> None:
+        self._calls, self._name = calls, gateway_name(node_id)
+
+    async def lease(self, request: LeaseRequest) -> LeaseGrant:
+        grant: LeaseGrant = await self._calls.call(self._name, "lease", request, timeout_s=request.timeout_s + GRACE_S)
+        return grant
+
+    async def complete(self, lease_id: int, timeout_s: float) -> LoadOutcome:
+        outcome: LoadOutcome = await self._calls.call(self._name, "complete", lease_id, timeout_s, timeout_s=timeout_s + GRACE_S)
+        return outcome
+
+    async def deliver(self, delivery: Delivery) -> LoadOutcome:
+        outcome: LoadOutcome = await self._calls.call(self._name, "deliver", delivery, timeout_s=delivery.timeout_s + GRACE_S)
+        return outcome
+
+    async def release(self, lease_id: int, persist: tuple[PersistBlock, ...] = ()) -> None:
+        await self._calls.call(self._name, "release", lease_id, persist)
+
+
+class PrefillProxy:
+    """A prefill actor as `dualpath_ray.decode_service.PrefillCalls`."""
+
+    def __init__(self, calls: ActorCalls, engine_id: str) -> None:
+        self._calls, self._name = calls, engine_id
+
+    async def prefill(self, task: PrefillTask) -> PrefillOutcome:
+        outcome: PrefillOutcome = await self._calls.call(self._name, "prefill", task, timeout_s=task.timeout_s + GRACE_S)
+        return outcome
+
+    async def cancel(self, request_id: str, epoch: int) -> None:
+        await self._calls.call(self._name, "cancel", request_id, epoch)
+
+
+class RayDirectory:
+    """The cluster's processes by name, for a decode engine."""
+
+    def __init__(self, calls: ActorCalls) -> None:
+        self._calls = calls
+
+    def gateway(self, node_id: str) -> GatewayProxy:
+        return GatewayProxy(self._calls, node_id)
+
+    def prefill(self, engine_id: str) -> PrefillProxy:
+        return PrefillProxy(self._calls, engine_id)

@@ -1,0 +1,198 @@
+"""The client's side of a cluster: what HTTP replicas, batch jobs and tests hold. Implements `dualpath_ray.requests.Generator`.
+
+A request that fails in a retryable way is tried again, under a new epoch, until its deadline. Sampling depends on seed and position only,
+so an attempt that died in mid-stream is continued by one whose prompt ends with what was generated so far: no token is
+repeated or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.calls import SCHEDULER, ActorCalls
+from actors.messages import ModelFacts, Submission
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError
+from dualpath_ray.kv.keys import block_keys, root_key
+from dualpath_ray.messages import DecodeTask, Route
+from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage
+from dualpath_ray.serving.model_card import ModelCard
+from dualpath_ray.telemetry import exposition, tracing
+from dualpath_ray.telemetry.metrics import Metrics
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+METRICS_TIMEOUT_S = 2.0
+GRACE_S = 5.0
+
+
+class ClusterClient:
+    """Use from one event loop. Any number of clients may serve one cluster."""
+
+    def __init__(self, namespace: str) -> None:
+        self._calls = ActorCalls(namespace)
+        self._facts: ModelFacts | None = None
+        self._metrics = Metrics()
+
+    @classmethod
+    def connect(cls, namespace: str) -> ClusterClient:
+        """Attach to the cluster of `namespace`; Ray must be connected. Raises TransferError when there is none."""
+        client = cls(namespace)
+        client._calls.handle(SCHEDULER)
+        return client
+
+    async def facts(self) -> ModelFacts:
+        """Model facts, asked for once. Raises OverloadedError while no engine has started."""
+        if self._facts is None:
+            self._facts = await self._calls.call(SCHEDULER, "describe")
+        return self._facts
+
+    async def describe(self) -> ModelCard:
+        facts = await self.facts()
+        return ModelCard.from_directory(Path(facts.model_path), facts.served_name, facts.max_context)
+
+    async def health(self) -> Mapping[str, Any]:
+        """`status` is "ok" while the scheduler answers and both kinds of engine report."""
+        try:
+            status: dict[str, Any] = await self._calls.call(SCHEDULER, "status", timeout_s=METRICS_TIMEOUT_S)
+        except DualPathError as error:
+            return {"status": "unavailable", "reason": str(error)}
+        roles = {process["role"] for process in status["processes"].values() if process["report_age_s"] < METRICS_TIMEOUT_S}
+        missing = sorted({"gateway", "prefill", "decode"} - roles)
+        return {"status": "unavailable" if missing else "ok", **({"reason": f"no {', '.join(missing)} reports"} if missing else {})}
+
+    async def status(self) -> dict[str, Any]:
+        """The scheduler's picture of the cluster."""
+        status: dict[str, Any] = await self._calls.call(SCHEDULER, "status")
+        return status
+
+    async def inspect(self) -> dict[str, dict[str, Any]]:
+        """State of every process, integrity checked. For tests and diagnosis."""
+        status = await self.status()
+        names = {name: process["actor"] for name, process in status["processes"].items()}
+        states = await asyncio.gather(*(self._calls.call(actor, "inspect") for actor in names.values()))
+        return dict(zip(names, states, strict=True))
+
+    async def metrics(self) -> str:
+        """All processes' metrics as one exposition; processes that do not answer are left out."""
+        status = await self.status()
+        names = {SCHEDULER: SCHEDULER} | {name: process["actor"] for name, process in status["processes"].items()}
+        calls = (self._calls.call(actor, "metrics", timeout_s=METRICS_TIMEOUT_S) for actor in names.values())
+        texts = await asyncio.gather(*calls, return_exceptions=True)
+        parts = [({"process": name}, text) for name, text in zip(names, texts, strict=True) if isinstance(text, str)]
+        return exposition.merge([({"process": "client"}, self._metrics.render()), *parts])
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+        """See `Generator.generate`. Retryable failures are retried until the request's deadline."""
+        facts = await self.facts()
+        started = time.monotonic()
+        deadline = started + request.timeout
+        emitted: list[int] = []
+        first_at = 0.0
+        epoch = 0
+        pause_s = FIRST_PAUSE_S
+        outcome = "failed"
+        self._metrics.requests_active.inc()
+        try:
+            with tracing.span("request", request.trace, request_id=request.request_id, prompt_tokens=len(request.tokens)) as span:
+                while True:
+                    attempt = _attempt(request, emitted, deadline, span.carrier())
+                    try:
+                        async for delta in self._attempt(attempt, epoch, facts):
+                            first_at = first_at or time.monotonic()
+                            emitted += delta.tokens
+                            yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
+                            if delta.finish_reason is not None:
+                                outcome = delta.finish_reason
+                                self._count(request, delta.usage, emitted, started, first_at)
+                                return
+                        raise DualPathError(f"the stream of request {request.request_id} ended early")
+                    except DualPathError as error:
+                        span.event("attempt failed", epoch=epoch, reason=str(error))
+                        if not error.retryable or time.monotonic() + pause_s > deadline:
+                            outcome = _outcome(error)
+                            raise
+                    self._metrics.retries.inc()
+                    epoch += 1
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
+            raise
+        finally:
+            self._metrics.requests_active.dec()
+            self._metrics.requests.labels(outcome=outcome).inc()
+
+    async def _attempt(self, request: GenerationRequest, epoch: int, facts: ModelFacts) -> AsyncIterator[GenerationDelta]:
+        root = root_key(facts.fingerprint, request.tenant, facts.geometry)
+        keys = tuple(block_keys(root, request.tokens, facts.geometry.block_tokens))
+        submission = Submission(
+            request.request_id, epoch, len(request.tokens), request.max_new_tokens, keys, request.tenant, timeout_s=request.timeout
+        )
+        decode_engine = ""
+        finished = False
+        try:
+            with tracing.span("schedule", request.trace):
+                route: Route = await self._calls.call(SCHEDULER, "assign", submission, timeout_s=request.timeout + GRACE_S)
+            decode_engine = route.decode_engine
+            task = DecodeTask(request, route, keys, root)
+            async for delta in self._calls.stream(decode_engine, "generate", task, timeout_s=request.timeout + GRACE_S):
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            if not finished:
+                self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
+
+    def _count(self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float) -> None:
+        metrics = self._metrics
+        now = time.monotonic()
+        metrics.ttft.observe(first_at - started)
+        if len(emitted) > 1:
+            metrics.tpot.observe((now - first_at) / (len(emitted) - 1))
+        metrics.tokens.labels(kind="prompt").inc(len(request.tokens))
+        metrics.tokens.labels(kind="generated").inc(len(emitted))
+        if usage is not None:
+            metrics.tokens.labels(kind="cached").inc(usage.cached_tokens)
+            metrics.tokens.labels(kind="computed").inc(usage.computed_tokens)
+            metrics.read.observe(usage.read_s)
+            metrics.prefill.observe(usage.prefill_s)
+            for side, nbytes in usage.read_bytes.items():
+                metrics.read_bytes.labels(side=side).inc(nbytes)
+
+    async def aclose(self) -> None:
+        """Nothing to give back: handles are Ray's."""
+
+
+def _attempt(request: GenerationRequest, emitted: list[int], deadline: float, carrier: dict[str, str]) -> GenerationRequest:
+    """What is left of a request after some of its tokens have been delivered."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceededError(f"request {request.request_id} was not finished in time")
+    return replace(
+        request,
+        tokens=(*request.tokens, *emitted),
+        max_new_tokens=request.max_new_tokens - len(emitted),
+        min_new_tokens=max(0, request.min_new_tokens - len(emitted)),
+        timeout=left,
+        trace=carrier or request.trace,
+    )
+
+
+def _whole(usage: GenerationUsage, request: GenerationRequest, emitted: list[int], epoch: int) -> GenerationUsage:
+    """Usage of the last attempt, in terms of the request as the client made it."""
+    prompt = len(request.tokens)
+    cached = min(usage.cached_tokens, prompt)
+    return replace(
+        usage, prompt_tokens=prompt, cached_tokens=cached, computed_tokens=prompt - cached, completion_tokens=len(emitted), attempts=epoch + 1
+    )
+
+
+def _outcome(error: DualPathError) -> str:
+    if isinstance(error, DeadlineExceededError):
+        return "timeout"
+    if isinstance(error, CancelledError):
+        return "cancelled"
+    return "overloaded" if error.retryable else "invalid"

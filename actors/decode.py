@@ -1,0 +1,141 @@
+"""The decode engine as a Ray actor: one per GPU. It orchestrates the requests that are assigned to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from actors.calls import ActorCalls, RayDirectory
+from actors.engine_process import Identity, SelfStartingActor, device_of, endpoint_settings, facts_of
+from actors.messages import Registration
+from actors.reporter import Reporter
+from actors.scheduler import attempt_name
+from dualpath_ray.config import Settings
+from dualpath_ray.messages import DecodeTask
+from dualpath_ray.requests import GenerationDelta
+from dualpath_ray.telemetry import logs, tracing
+from dualpath_ray.telemetry.metrics import Metrics
+from policies.vocabulary import EngineLoad
+
+
+class DecodeActor(SelfStartingActor):
+    """See `dualpath_ray.decode_service.DecodeService`; this adds registration, load reports and metrics."""
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        super().__init__()
+        logs.setup(settings.telemetry, "decode", identity.engine_id)
+        tracing.setup(settings.telemetry, "decode", identity.engine_id)
+        self._settings, self._identity = settings, identity
+        self._facts = facts_of(settings, identity)
+        self._metrics = Metrics()
+        self._active: set[str] = set()
+
+    async def _bring_up(self) -> str:
+        """Load the model, register memory, report to the scheduler."""
+        import torch
+
+        from dualpath_ray.decode_service import DecodeService, DecodeServiceSettings
+        from dualpath_ray.engine.model import load_model
+        from dualpath_ray.engine.pool import PagedPool
+
+        settings, geometry = self._settings, self._facts.geometry
+        if settings.model.threads is not None:
+            torch.set_num_threads(settings.model.threads)
+        device = device_of(settings)
+        model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
+        blocks = settings.decode.pool_size(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
+        calls = ActorCalls(self._identity.namespace)
+        self._service = DecodeService(
+            self._identity.engine_id,
+            model,
+            geometry,
+            PagedPool(geometry, blocks, device),
+            RayDirectory(calls),
+            DecodeServiceSettings(settings.decode.max_requests, settings.decode.max_batch),
+            endpoint_settings(settings),
+        )
+        await self._service.start()
+        registration = Registration(
+            self._identity.engine_id,
+            self._identity.node_id,
+            "decode",
+            self._identity.engine_id,
+            self._service.endpoint.info,
+            self._facts,
+            os.getpid(),
+        )
+        interval_s = settings.scheduling.report_interval_s
+        self._reporter = Reporter(calls, registration, self._load, interval_s, lambda: frozenset(self._active))
+        self._reporter.start()
+        return self._service.endpoint.agent_name
+
+    def _load(self) -> EngineLoad:
+        service = self._service
+        return EngineLoad(
+            engine_id=self._identity.engine_id,
+            node_id=self._identity.node_id,
+            role="decode",
+            unfinished_requests=service.unfinished_requests,
+            unfinished_tokens=service.unfinished_tokens,
+            free_hbm_tokens=service.free_tokens,
+            reported_at=0.0,
+            hbm_capacity_tokens=service.pool_tokens,
+        )
+
+    async def generate(self, task: DecodeTask) -> AsyncIterator[GenerationDelta]:
+        attempt = attempt_name(task.request.request_id, task.route.epoch)
+        self._active.add(attempt)
+        first = True
+        try:
+            async with aclosing(self._service.generate(task)) as deltas:
+                async for delta in deltas:
+                    if first:
+                        first = False
+                        self._reporter.prefilled(attempt)
+                    yield delta
+        finally:
+            self._active.discard(attempt)
+            self._reporter.finished(attempt)
+
+    async def cancel(self, request_id: str, epoch: int) -> None:
+        self._service.cancel(request_id, epoch)
+
+    async def peer_died(self, agent: str) -> None:
+        self._service.peer_died(agent)
+
+    async def inspect(self) -> dict[str, Any]:
+        """State for tests and diagnosis; checks integrity."""
+        service = self._service
+        service.check_integrity()
+        return {
+            "idle": service.idle,
+            "free_tokens": service.free_tokens,
+            "pool_tokens": service.pool_tokens,
+            "requests": service.stats.requests,
+            "generated_tokens": service.stats.generated_tokens,
+            "steps": service.stats.steps,
+            "step_s": service.stats.step_s,
+            "failed_requests": service.stats.failed_requests,
+            "cancelled_requests": service.stats.cancelled_requests,
+            "skipped_blocks": service.persister.skipped_blocks,
+            "pushed_bytes": dict(service.endpoint.stats.pushed_bytes),
+        }
+
+    async def metrics(self) -> str:
+        metrics, service = self._metrics, self._service
+        block_tokens = self._facts.geometry.block_tokens
+        free = service.free_tokens // block_tokens
+        metrics.pool_blocks.labels(state="free").set(free)
+        metrics.pool_blocks.labels(state="used").set(service.pool_tokens // block_tokens - free)
+        metrics.batch_size.set(service.unfinished_requests)
+        endpoint = service.endpoint.stats
+        metrics.advance(metrics.pushed_bytes, endpoint.pushed_bytes["pool->staging"], kind="full_blocks")
+        metrics.advance(metrics.push_failures, endpoint.failed_pushes)
+        metrics.advance(metrics.refused_pushes, endpoint.refused_pushes)
+        return metrics.render()
+
+    async def ping(self) -> str:
+        return self._service.endpoint.agent_name

@@ -1,0 +1,86 @@
+"""What the engine and gateway actors have in common when they start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import ray
+
+from actors.messages import ModelFacts
+from dualpath_ray.config import Settings
+from dualpath_ray.engine.fingerprint import model_fingerprint
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.models.shape import read_shape
+from dualpath_ray.transfer.endpoint import EndpointSettings
+
+
+log = logging.getLogger(__name__)
+
+
+class SelfStartingActor:
+    """An actor that Ray may restart at any time: every incarnation brings itself up, nobody has to tell it to."""
+
+    def __init__(self) -> None:
+        self._start_lock = asyncio.Lock()
+        self._agent_name = ""
+        # Queued behind this constructor.
+        ray.get_runtime_context().current_actor.start.remote()
+
+    async def start(self) -> str:
+        """Bring this incarnation up, once. Returns its agent name. Raises what went wrong; the next call tries again."""
+        async with self._start_lock:
+            if not self._agent_name:
+                try:
+                    self._agent_name = await self._bring_up()
+                except Exception as error:
+                    log.error("start failed: %s", error)
+                    raise
+        return self._agent_name
+
+    async def _bring_up(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process of the cluster this is. `model_path` is the resolved model directory."""
+
+    engine_id: str
+    node_id: str
+    namespace: str
+    model_path: str
+
+
+def facts_of(settings: Settings, identity: Identity) -> ModelFacts:
+    """The model's facts from its files, without loading weights."""
+    shape = read_shape(identity.model_path)
+    geometry = KVGeometry(shape.layers, shape.kv_heads, shape.head_dim, settings.model.dtype, settings.model.block_tokens)
+    context = min(settings.model.max_context or shape.max_context, shape.max_context)
+    return ModelFacts(
+        model_fingerprint(shape.path, settings.model.dtype), geometry, context, identity.model_path, settings.model.name
+    )
+
+
+def endpoint_settings(settings: Settings) -> EndpointSettings:
+    transfer = settings.transfer
+    return EndpointSettings(
+        transfer.progress_thread_delay_us,
+        transfer.busy_poll_s,
+        transfer.idle_poll_s,
+        transfer.linger_s,
+        transfer.push_timeout_s,
+        int(transfer.max_post_bytes),
+    )
+
+
+def device_of(settings: Settings) -> str:
+    """`auto` is the GPU that Ray gave this actor, if it gave one."""
+    if settings.model.device != "auto":
+        return settings.model.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+

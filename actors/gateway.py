@@ -1,0 +1,133 @@
+"""The storage gateway as a Ray actor: one per node."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from actors.calls import ActorCalls, gateway_name
+from actors.engine_process import Identity, SelfStartingActor, endpoint_settings, facts_of
+from actors.messages import Registration
+from actors.reporter import Reporter
+from dualpath_ray.config import Settings
+from dualpath_ray.gateway import Gateway, GatewaySettings
+from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
+from dualpath_ray.stores.open import open_store
+from dualpath_ray.telemetry import logs, tracing
+from dualpath_ray.telemetry.metrics import Metrics
+from policies.vocabulary import NodeLoad
+
+SMOOTHING = 0.3  # weight of the newest bandwidth sample
+
+
+class StorageGatewayActor(SelfStartingActor):
+    """See `dualpath_ray.gateway.Gateway`; this adds registration, load reports and metrics."""
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        super().__init__()
+        logs.setup(settings.telemetry, "gateway", identity.node_id)
+        tracing.setup(settings.telemetry, "gateway", identity.node_id)
+        self._settings, self._identity = settings, identity
+        self._facts = facts_of(settings, identity)
+        self._metrics = Metrics()
+        self._gateway: Gateway | None = None
+        self._sampled_bytes = 0
+        self._sampled_busy_s = 0.0
+        self._bandwidth = 0.0
+
+    async def _bring_up(self) -> str:
+        """Open the store, register memory, report to the scheduler."""
+        settings, geometry = self._settings, self._facts.geometry
+        store = open_store(settings.storage, geometry, self._facts.fingerprint)
+        slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
+        options = GatewaySettings(layer_groups=settings.storage.layer_groups or store.layer_groups())
+        gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
+        registration = Registration(
+            self._identity.node_id,
+            self._identity.node_id,
+            None,
+            gateway_name(self._identity.node_id),
+            gateway.endpoint.info,
+            self._facts,
+            os.getpid(),
+        )
+        calls = ActorCalls(self._identity.namespace)
+        self._reporter = Reporter(calls, registration, self._load, settings.scheduling.report_interval_s, scan=gateway.scan)
+        await gateway.start(self._reporter.index)
+        self._gateway = gateway
+        self._reporter.start()
+        return gateway.endpoint.agent_name
+
+    @property
+    def _running(self) -> Gateway:
+        assert self._gateway is not None, "start() comes first"
+        return self._gateway
+
+    def _load(self) -> NodeLoad:
+        gateway = self._running
+        busy_s, read = gateway.busy_seconds(), gateway.stats.read_bytes
+        if busy_s > self._sampled_busy_s and read > self._sampled_bytes:
+            sample = (read - self._sampled_bytes) / (busy_s - self._sampled_busy_s)
+            self._bandwidth = sample if not self._bandwidth else (1 - SMOOTHING) * self._bandwidth + SMOOTHING * sample
+            self._sampled_bytes, self._sampled_busy_s = read, busy_s
+        return NodeLoad(
+            node_id=gateway.node_id,
+            read_queue_tokens=gateway.read_queue_tokens,
+            read_queue_bytes=gateway.read_queue_bytes,
+            snic_bandwidth=self._bandwidth,
+            cnic_bandwidth=0.0,
+            free_slots=gateway.staging.free_slots,
+            total_slots=gateway.staging.total_slots,
+            reported_at=0.0,
+        )
+
+    async def lease(self, request: LeaseRequest) -> LeaseGrant:
+        return await self._running.lease(request)
+
+    async def complete(self, lease_id: int, timeout_s: float) -> LoadOutcome:
+        return await self._running.complete(lease_id, timeout_s)
+
+    async def deliver(self, delivery: Delivery) -> LoadOutcome:
+        return await self._running.deliver(delivery)
+
+    async def release(self, lease_id: int, persist: tuple[PersistBlock, ...] = ()) -> None:
+        await self._running.release(lease_id, persist)
+
+    async def peer_died(self, agent: str) -> None:
+        self._running.peer_died(agent)
+
+    async def inspect(self) -> dict[str, Any]:
+        """State for tests and diagnosis; checks integrity."""
+        gateway = self._running
+        gateway.check_integrity()
+        return {
+            "idle": gateway.idle,
+            "free_slots": gateway.staging.free_slots,
+            "total_slots": gateway.staging.total_slots,
+            "read_bytes": gateway.stats.read_bytes,
+            "persisted_blocks": gateway.stats.persisted_blocks,
+            "corrupt_blocks": gateway.stats.corrupt_blocks,
+            "pushed_bytes": dict(gateway.endpoint.stats.pushed_bytes),
+            "store": gateway.store.stats(),
+        }
+
+    async def metrics(self) -> str:
+        metrics, gateway = self._metrics, self._running
+        store = gateway.store.stats()
+        for state, slots in (("free", gateway.staging.free_slots), ("leased", gateway.staging.total_slots - gateway.staging.free_slots)):
+            metrics.staging_slots.labels(state=state).set(slots)
+        metrics.read_queue_tokens.set(gateway.read_queue_tokens)
+        metrics.read_queue_bytes.set(gateway.read_queue_bytes)
+        for direction, verb in (("read", "read"), ("write", "written")):
+            metrics.advance(metrics.store_bytes, store.get(f"{verb}_bytes", 0.0), direction=direction)
+            metrics.advance(metrics.store_seconds, store.get(f"{direction}_seconds", 0.0), direction=direction)
+        metrics.advance(metrics.corrupt_blocks, gateway.stats.corrupt_blocks)
+        metrics.advance(metrics.foreign_files, store.get("foreign_files", 0.0))
+        for kind, region in (("hit_layers", "window"), ("full_blocks", "staging"), ("pool", "pool")):
+            metrics.advance(metrics.pushed_bytes, gateway.endpoint.stats.pushed_bytes[f"staging->{region}"], kind=kind)
+        metrics.advance(metrics.push_failures, gateway.endpoint.stats.failed_pushes)
+        metrics.advance(metrics.refused_pushes, gateway.endpoint.stats.refused_pushes)
+        return metrics.render()
+
+    async def ping(self) -> str:
+        return self._running.endpoint.agent_name

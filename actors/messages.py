@@ -1,0 +1,76 @@
+"""What actors tell the scheduler, and what clients ask of it. Sent through Ray, so plain picklable dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.transfer.memory import PeerInfo
+from policies.vocabulary import EngineLoad, NodeLoad, Role
+
+BlockPairs = tuple[tuple[bytes, bytes], ...]
+"""(key, parent) of blocks that are durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What must be equal in all processes of a cluster, and what clients need to make requests."""
+
+    fingerprint: str
+    geometry: KVGeometry
+    max_context: int
+    model_path: str
+    served_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A process introduces itself (again, after it or the scheduler has been restarted). `peer.agent` tells incarnations apart."""
+
+    engine_id: str
+    node_id: str
+    role: Role | None  # None: a gateway, whose engine_id is its node_id
+    actor_name: str
+    peer: PeerInfo
+    facts: ModelFacts
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The scheduler's answer. `send_index`: it knows no blocks yet, please tell it all that are durable."""
+
+    scheduler: str
+    send_index: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Pushed on change and at least every `scheduling.report_interval_s`.
+
+    `active` are the requests a decode engine holds; `prefilled` and `finished` those that passed that point since the last report.
+    """
+
+    engine_id: str
+    agent: str
+    load: EngineLoad | NodeLoad
+    active: frozenset[str] = frozenset()
+    prefilled: tuple[str, ...] = ()
+    finished: tuple[str, ...] = ()
+    added: BlockPairs = ()
+    removed: tuple[bytes, ...] = ()
+    index_complete: bool = False  # the last part of what `send_index` asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Ask for a route. `keys` are the block keys of the prompt's complete blocks."""
+
+    request_id: str
+    epoch: int
+    prompt_tokens: int
+    max_new_tokens: int
+    keys: tuple[bytes, ...]
+    tenant: str = ""
+    priority: int = 0
+    timeout_s: float = 60.0

@@ -1,0 +1,131 @@
+"""The prefill engine as a Ray actor: one per GPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.calls import ActorCalls
+from actors.engine_process import Identity, SelfStartingActor, device_of, endpoint_settings, facts_of
+from actors.messages import Registration
+from actors.reporter import Reporter
+from dualpath_ray.config import Settings
+from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.telemetry import logs, tracing
+from dualpath_ray.telemetry.metrics import Metrics
+from policies.batch_quota import AttentionTimeModel, plan_batch
+from policies.vocabulary import EngineLoad
+
+NO_QUOTA_S = float("inf")
+
+
+def batch_policy(settings: Settings, waiting: Sequence[tuple[int, int]]) -> list[int]:
+    """How much of each waiting request the next batch computes (policies/batch_quota.py)."""
+    prefill = settings.prefill
+    model = AttentionTimeModel(prefill.attention_pair_s or 0.0)
+    quota_s = NO_QUOTA_S if prefill.compute_quota_s is None else prefill.compute_quota_s
+    return plan_batch(waiting, model, quota_s, prefill.max_batch_tokens, settings.model.block_tokens)
+
+
+class PrefillActor(SelfStartingActor):
+    """See `dualpath_ray.prefill_service.PrefillService`; this adds registration, load reports and metrics."""
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        super().__init__()
+        logs.setup(settings.telemetry, "prefill", identity.engine_id)
+        tracing.setup(settings.telemetry, "prefill", identity.engine_id)
+        self._settings, self._identity = settings, identity
+        self._facts = facts_of(settings, identity)
+        self._metrics = Metrics()
+
+    async def _bring_up(self) -> str:
+        """Load the model, register memory, report to the scheduler."""
+        import torch
+
+        from dualpath_ray.engine.model import load_model
+        from dualpath_ray.engine.window import LayerWindow
+        from dualpath_ray.prefill_service import PrefillService, PrefillServiceSettings
+
+        settings, geometry = self._settings, self._facts.geometry
+        if settings.model.threads is not None:
+            torch.set_num_threads(settings.model.threads)
+        device = device_of(settings)
+        model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
+        tokens = settings.prefill.window_tokens or self._facts.max_context
+        capacity = geometry.blocks_for(max(tokens, settings.prefill.max_batch_tokens)) * geometry.block_tokens
+        window = LayerWindow(geometry, settings.prefill.window_layers, capacity, device)
+        self._service = PrefillService(
+            self._identity.engine_id,
+            model,
+            geometry,
+            window,
+            functools.partial(batch_policy, settings),
+            PrefillServiceSettings(settings.prefill.max_requests),
+            endpoint_settings(settings),
+        )
+        await self._service.start()
+        registration = Registration(
+            self._identity.engine_id,
+            self._identity.node_id,
+            "prefill",
+            self._identity.engine_id,
+            self._service.endpoint.info,
+            self._facts,
+            os.getpid(),
+        )
+        self._reporter = Reporter(
+            ActorCalls(self._identity.namespace), registration, self._load, settings.scheduling.report_interval_s
+        )
+        self._reporter.start()
+        return self._service.endpoint.agent_name
+
+    def _load(self) -> EngineLoad:
+        return EngineLoad(
+            engine_id=self._identity.engine_id,
+            node_id=self._identity.node_id,
+            role="prefill",
+            unfinished_requests=self._service.unfinished_requests,
+            unfinished_tokens=self._service.unfinished_tokens,
+            free_hbm_tokens=0,
+            reported_at=0.0,
+        )
+
+    async def prefill(self, task: PrefillTask) -> PrefillOutcome:
+        return await self._service.prefill(task)
+
+    async def cancel(self, request_id: str, epoch: int) -> None:
+        await self._service.cancel(request_id, epoch)
+
+    async def peer_died(self, agent: str) -> None:
+        self._service.peer_died(agent)
+
+    async def inspect(self) -> dict[str, Any]:
+        """State for tests and diagnosis; checks integrity."""
+        self._service.check_integrity()
+        stats = self._service.stats
+        return {
+            "idle": self._service.idle,
+            "batches": stats.batches,
+            "computed_tokens": stats.computed_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "compute_s": stats.compute_s,
+            "layer_wait_s": stats.layer_wait_s,
+            "peak_window_bytes": stats.peak_window_bytes,
+            "peak_layer_bytes": stats.peak_layer_bytes,
+            "pushed_bytes": dict(self._service.endpoint.stats.pushed_bytes),
+        }
+
+    async def metrics(self) -> str:
+        metrics, service = self._metrics, self._service
+        endpoint = service.endpoint.stats
+        metrics.window_peak_bytes.set(service.stats.peak_window_bytes)
+        metrics.advance(metrics.pushed_bytes, endpoint.pushed_bytes["window->staging"], kind="new_layers")
+        metrics.advance(metrics.push_failures, endpoint.failed_pushes)
+        metrics.advance(metrics.refused_pushes, endpoint.refused_pushes)
+        return metrics.render()
+
+    async def ping(self) -> str:
+        return self._service.endpoint.agent_name

@@ -1,0 +1,121 @@
+"""Keeps the scheduler informed about one process: registration, load reports, and what has happened to requests and blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from actors.calls import SCHEDULER, ActorCalls
+from actors.messages import BlockPairs, Registration, Report, Welcome
+from dualpath_ray.errors import DualPathError
+from policies.vocabulary import EngineLoad, NodeLoad
+
+log = logging.getLogger(__name__)
+
+INDEX_PART = 20_000  # blocks per message when the whole index is sent
+CALL_TIMEOUT_S = 5.0
+MIN_PAUSE_S = 0.005  # changes within this time go out in one report
+
+
+class Reporter:
+    """Pushes a report when `changed` is called and at least every `interval_s`. Restarts of the scheduler are noticed and healed."""
+
+    def __init__(
+        self,
+        calls: ActorCalls,
+        registration: Registration,
+        load: Callable[[], EngineLoad | NodeLoad],
+        interval_s: float,
+        active: Callable[[], frozenset[str]] = frozenset,
+        scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
+    ) -> None:
+        self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
+        self._active, self._scan = active, scan
+        self._wake = asyncio.Event()
+        self._prefilled: list[str] = []
+        self._finished: list[str] = []
+        self._added: list[tuple[bytes, bytes]] = []
+        self._removed: list[bytes] = []
+        self._scheduler = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def changed(self) -> None:
+        """The load is not what was reported last."""
+        self._wake.set()
+
+    def prefilled(self, request_id: str) -> None:
+        self._prefilled.append(request_id)
+        self._wake.set()
+
+    def finished(self, request_id: str) -> None:
+        self._finished.append(request_id)
+        self._wake.set()
+
+    def index(self, added: list[tuple[bytes, bytes]], removed: list[bytes]) -> None:
+        """Blocks became durable, or must not be used any more."""
+        self._added += added
+        self._removed += removed
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if not self._scheduler:
+                    await self._register()
+                await self._report()
+            except DualPathError as error:
+                log.debug("%s: the scheduler cannot be reached: %s", self._registration.engine_id, error)
+                await asyncio.sleep(self._interval_s)
+                continue
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+                await asyncio.sleep(MIN_PAUSE_S)
+            except TimeoutError:
+                continue
+
+    async def _register(self) -> None:
+        welcome: Welcome = await self._calls.call(SCHEDULER, "register", self._registration, timeout_s=CALL_TIMEOUT_S)
+        if welcome.send_index and self._scan is not None:
+            blocks = await self._scan()
+            for start in range(0, len(blocks), INDEX_PART):
+                await self._send(self._make(added=tuple(blocks[start : start + INDEX_PART])))
+            await self._send(self._make(index_complete=True))
+        self._scheduler = welcome.scheduler
+
+    async def _report(self) -> None:
+        self._wake.clear()
+        sent = self._make(tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed))
+        answer = await self._send(sent)
+        if answer != self._scheduler:
+            self._scheduler = ""  # it was restarted: introduce ourselves and say all again
+            return
+        del self._prefilled[: len(sent.prefilled)]
+        del self._finished[: len(sent.finished)]
+        del self._added[: len(sent.added)]
+        del self._removed[: len(sent.removed)]
+
+    def _make(
+        self,
+        prefilled: tuple[str, ...] = (),
+        finished: tuple[str, ...] = (),
+        added: BlockPairs = (),
+        removed: tuple[bytes, ...] = (),
+        index_complete: bool = False,
+    ) -> Report:
+        identity = self._registration
+        return Report(
+            identity.engine_id, identity.peer.agent, self._load(), self._active(), prefilled, finished, added, removed, index_complete
+        )
+
+    async def _send(self, report: Report) -> str:
+        answer: str = await self._calls.call(SCHEDULER, "report", report, timeout_s=CALL_TIMEOUT_S)
+        return answer

@@ -1,0 +1,313 @@
+"""The scheduler: routes for requests, the block index, the load view, and the health of everyone else.
+
+All its state is soft. Processes register and push; after a restart it answers reports of those it does not know with an empty
+name, whereupon they introduce themselves again, and one gateway sends the index. Decisions are `policies.core.SchedulerCore`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from actors.calls import ActorCalls
+from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
+from dualpath_ray.config import Settings
+from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
+from dualpath_ray.kv.index import BlockIndex
+from dualpath_ray.messages import ReadPart, Route
+from dualpath_ray.telemetry import logs, tracing
+from dualpath_ray.telemetry.metrics import Metrics
+from policies.core import SchedulerCore
+from policies.errors import Infeasible, PolicyError, QueueFull
+from policies.vocabulary import Assignment, EngineLoad, RequestDemand
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
+
+
+@dataclass(slots=True)
+class _Process:
+    registration: Registration
+    reported_at: float
+    suspected: bool = False
+
+
+@dataclass(slots=True)
+class _Waiting:
+    submission: Submission
+    hit_blocks: int
+    since: float
+    route: asyncio.Future[Route]
+
+
+@dataclass(slots=True)
+class _Assigned:
+    decode_engine: str
+    since: float
+    confirmed: bool = False
+
+
+def attempt_name(request_id: str, epoch: int) -> str:
+    """How an attempt of a request is called in reports and in the decision core, so that attempts are never mixed up."""
+    return f"{request_id}/{epoch}"
+
+
+class SchedulerActor:
+    """One per cluster, under the name `actors.calls.SCHEDULER`."""
+
+    def __init__(self, settings: Settings, namespace: str) -> None:
+        logs.setup(settings.telemetry, "scheduler", "0")
+        tracing.setup(settings.telemetry, "scheduler", "0")
+        self._settings = settings
+        self._name = uuid.uuid4().hex[:12]
+        self._calls = ActorCalls(namespace)
+        self._core = SchedulerCore(settings.scheduling)
+        self._index = BlockIndex()
+        self._index_sender = ""  # agent that has sent, or is sending, the whole index
+        self._processes: dict[str, _Process] = {}
+        self._facts: ModelFacts | None = None
+        self._waiting: dict[str, _Waiting] = {}
+        self._assigned: dict[str, _Assigned] = {}
+        self._metrics = Metrics()
+        self._restarts = 0
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Begin to watch over the others. Idempotent. Returns this incarnation's name."""
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        return self._name
+
+    # ---- processes
+
+    async def register(self, registration: Registration) -> Welcome:
+        """Take a process in, in place of an earlier incarnation of it, which is dead then. Raises ConfigError if its model is another."""
+        await self.start()
+        if self._facts is None:
+            self._facts = registration.facts
+        elif self._facts != registration.facts:
+            raise ConfigError(f"{registration.engine_id} serves another model or KV geometry than the rest of the cluster: {registration.facts}")
+        known = self._processes.get(registration.engine_id)
+        if known is not None and known.registration.peer.agent != registration.peer.agent:
+            self._bury(known.registration)
+        self._processes[registration.engine_id] = _Process(registration, time.monotonic())
+        log.info("%s registered as %s", registration.engine_id, registration.peer.agent)
+        send_index = registration.role is None and not self._index_sender
+        if send_index:
+            self._index_sender = registration.peer.agent
+        return Welcome(self._name, send_index)
+
+    def _bury(self, dead: Registration) -> None:
+        """An incarnation is known to be dead: nobody needs to wait for it, and what it served needs a new plan."""
+        self._restarts += 1
+        role = dead.role or "gateway"
+        self._metrics.restarts.labels(role=role).inc()
+        log.warning("%s (%s) has died", dead.engine_id, dead.peer.agent)
+        lost = self._core.remove_node(dead.node_id) if dead.role is None else self._core.remove_engine(dead.engine_id)
+        for attempt in lost:
+            self._assigned.pop(attempt, None)
+        if dead.peer.agent == self._index_sender:
+            self._index_sender = ""
+        for process in self._processes.values():
+            if process.registration.engine_id != dead.engine_id:
+                self._calls.send(process.registration.actor_name, "peer_died", dead.peer.agent)
+
+    async def report(self, report: Report) -> str:
+        """Take a report. Returns this scheduler's name, or nothing if the sender must register first."""
+        process = self._processes.get(report.engine_id)
+        if process is None or process.registration.peer.agent != report.agent:
+            return ""
+        now = time.monotonic()
+        process.reported_at, process.suspected = now, False
+        self._index.add(report.added)
+        self._index.remove(report.removed)
+        for attempt in report.prefilled:
+            self._core.prefill_done(attempt)
+        for attempt in report.finished:
+            self._core.finish(attempt)
+            self._assigned.pop(attempt, None)
+        if isinstance(report.load, EngineLoad):
+            self._core.update_engine(replace(report.load, reported_at=now))  # clocks of hosts differ: a report counts from its arrival
+            for attempt in report.active:
+                if attempt in self._assigned:
+                    self._assigned[attempt].confirmed = True
+        else:
+            self._core.update_node(replace(report.load, reported_at=now))
+        self._decide()
+        return self._name
+
+    # ---- requests
+
+    async def describe(self) -> ModelFacts:
+        """The served model. Raises OverloadedError while no engine has registered yet."""
+        if self._facts is None:
+            raise OverloadedError("no engine has started yet; try again in a moment")
+        return self._facts
+
+    async def assign(self, submission: Submission) -> Route:
+        """A route for one attempt of a request, as soon as engines can take it. An earlier attempt is forgotten.
+
+        Raises OverloadedError when the queue is full, InvalidRequestError when no engine can ever hold the request,
+        DeadlineExceededError when none could in time.
+        """
+        facts = await self.describe()
+        if submission.epoch:
+            self._forget(attempt_name(submission.request_id, submission.epoch - 1))
+        size = facts.geometry.block_tokens
+        hit_blocks = min(self._index.longest_match(submission.keys), (submission.prompt_tokens - 1) // size)
+        name = attempt_name(submission.request_id, submission.epoch)
+        now = time.monotonic()
+        demand = RequestDemand(
+            request_id=name,
+            prompt_tokens=submission.prompt_tokens,
+            hit_blocks=hit_blocks,
+            block_tokens=size,
+            max_new_tokens=submission.max_new_tokens,
+            arrived_at=now,
+            deadline=now + submission.timeout_s,
+            priority=submission.priority,
+            tenant=submission.tenant,
+        )
+        try:
+            self._core.submit(demand)
+        except QueueFull as error:
+            self._metrics.decisions.labels(outcome="refused").inc()
+            raise OverloadedError(str(error)) from None
+        except Infeasible as error:
+            self._metrics.decisions.labels(outcome="refused").inc()
+            raise InvalidRequestError(str(error)) from None
+        except PolicyError as error:
+            raise InvalidRequestError(f"request id {submission.request_id!r} is in use: {error}") from None
+        waiting = _Waiting(submission, hit_blocks, now, asyncio.get_running_loop().create_future())
+        self._waiting[name] = waiting
+        self._decide()
+        if not waiting.route.done():
+            self._metrics.decisions.labels(outcome="queued").inc()
+        try:
+            return await asyncio.wait_for(waiting.route, submission.timeout_s)
+        except TimeoutError:
+            raise DeadlineExceededError(f"no engines were free for request {submission.request_id} within {submission.timeout_s:.1f} s") from None
+        except asyncio.CancelledError:
+            raise CancelledError(f"request {submission.request_id} was cancelled while it waited for engines") from None
+        finally:
+            if self._waiting.pop(name, None) is not None:
+                self._core.cancel(name)
+
+    async def cancel(self, request_id: str, epoch: int) -> None:
+        """The client gave up an attempt. What a decode engine already serves is cancelled there, not here."""
+        waiting = self._waiting.get(attempt_name(request_id, epoch))
+        if waiting is not None:
+            waiting.route.cancel()
+
+    def _forget(self, name: str) -> None:
+        self._core.cancel(name)
+        self._assigned.pop(name, None)
+
+    def _decide(self) -> None:
+        start = time.perf_counter()
+        assignments = self._core.decide(time.monotonic())
+        if not assignments:
+            return
+        seconds = (time.perf_counter() - start) / len(assignments)
+        for assignment in assignments:
+            self._metrics.decision_seconds.observe(seconds)
+            waiting = self._waiting.pop(assignment.request_id, None)
+            if waiting is None or waiting.route.done():
+                self._core.finish(assignment.request_id)
+                continue
+            self._metrics.decisions.labels(outcome="assigned").inc()
+            now = time.monotonic()
+            self._assigned[assignment.request_id] = _Assigned(assignment.decode_engine, now)
+            waiting.route.set_result(self._route(assignment, waiting, now))
+
+    def _route(self, assignment: Assignment, waiting: _Waiting, now: float) -> Route:
+        reads = tuple(ReadPart(segment.node_id, segment.first_block, segment.blocks) for segment in assignment.read_plan.segments)
+        named = {assignment.prefill_engine, assignment.decode_engine, assignment.prefill_node, assignment.decode_node}
+        named |= {part.node_id for part in reads}
+        self._metrics.queue.observe(now - waiting.since)
+        return Route(
+            request_id=waiting.submission.request_id,
+            epoch=waiting.submission.epoch,
+            prefill_engine=assignment.prefill_engine,
+            decode_engine=assignment.decode_engine,
+            prefill_node=assignment.prefill_node,
+            decode_node=assignment.decode_node,
+            hit_blocks=waiting.hit_blocks,
+            reads=reads,
+            peers={name: self._processes[name].registration.peer for name in named},
+            queued_s=now - waiting.since,
+        )
+
+    # ---- watching
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self._core.expire(time.monotonic())
+                self._drop_unconfirmed()
+                await self._check_health()
+                self._decide()
+            except Exception:
+                log.exception("scheduler: housekeeping failed")
+
+    def _drop_unconfirmed(self) -> None:
+        oldest = time.monotonic() - UNCONFIRMED_S
+        for name in [name for name, entry in self._assigned.items() if not entry.confirmed and entry.since < oldest]:
+            log.warning("request %s was assigned, but its decode engine never heard of it", name)
+            self._forget(name)
+
+    async def _check_health(self) -> None:
+        """Ray restarts an actor whose process ended, but never notices a hung one: its reports stop, so we end it."""
+        now = time.monotonic()
+        for process in self._processes.values():
+            silent = now - process.reported_at
+            if silent > self._settings.cluster.health_timeout_s and not process.suspected:
+                process.suspected = True
+                log.error("%s has not reported for %.1f s: restarting it", process.registration.engine_id, silent)
+                with contextlib.suppress(Exception):
+                    ray.kill(self._calls.handle(process.registration.actor_name), no_restart=False)
+
+    # ---- figures
+
+    async def status(self) -> dict[str, Any]:
+        """A JSON-like picture of the cluster, for `dualpath top`, tests and /health."""
+        now = time.monotonic()
+        return {
+            "scheduler": self._name,
+            "queued": self._core.queued,
+            "running": self._core.running,
+            "index_blocks": len(self._index),
+            "restarts": self._restarts,
+            "processes": {
+                name: {
+                    "role": process.registration.role or "gateway",
+                    "node": process.registration.node_id,
+                    "agent": process.registration.peer.agent,
+                    "actor": process.registration.actor_name,
+                    "pid": process.registration.pid,
+                    "report_age_s": now - process.reported_at,
+                }
+                for name, process in self._processes.items()
+            },
+        }
+
+    async def metrics(self) -> str:
+        self._metrics.queued_requests.set(self._core.queued)
+        self._metrics.index_blocks.set(len(self._index))
+        now = time.monotonic()
+        for name, process in self._processes.items():
+            self._metrics.report_age.labels(reporter=name).set(now - process.reported_at)
+        return self._metrics.render()
+
+    async def ping(self) -> str:
+        return self._name

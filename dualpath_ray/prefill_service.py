@@ -1,0 +1,384 @@
+"""A prefill engine as a service: queue, batches, layer streams in, new KV out. One per GPU; no Ray here.
+
+Requests wait until the first layers of their hit KV can be had, so that a slow storage read never holds up a forward batch; a batch
+is then formed first come first served under the compute quota, and its layers stream through the window while it is computed. The
+next batch is put behind it in the window's ring as soon as the running one needs no more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from dualpath_ray.engine.model import CausalModel
+from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
+from dualpath_ray.engine.window import LayerWindow
+from dualpath_ray.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    DualPathError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from dualpath_ray.gateway import WINDOW
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.kv.staging import REGION as STAGING
+from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.telemetry import tracing
+from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
+from dualpath_ray.transfer.memory import Region
+from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
+
+log = logging.getLogger(__name__)
+
+BatchPolicy = Callable[[Sequence[tuple[int, int]]], list[int]]
+"""(cached, new) token counts of the waiting requests in order -> new tokens to compute of each, from the head; later ones wait."""
+
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillServiceSettings:
+    max_requests: int = 64
+    batch_timeout_s: float = 60.0  # a batch whose hit KV does not come within this time is given up
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    task: PrefillTask
+    outcome: asyncio.Future[PrefillOutcome]
+    feed: ChunkFeed
+    arrived: float
+    deadline: float
+    computed: int = 0  # tokens after the hits whose KV is on the decode node already
+    attempts: int = 0
+    started: float = 0.0
+    cancelled: bool = False
+    waited_s: float = 0.0
+
+    @property
+    def cached(self) -> int:
+        return self.task.cached_tokens + self.computed
+
+    @property
+    def left(self) -> int:
+        return len(self.task.tokens) - self.cached
+
+
+@dataclass(slots=True)
+class _Batch:
+    jobs: list[_Job]
+    chunks: list[PrefillChunk]
+    gate: BatchGate
+
+
+@dataclass(slots=True)
+class PrefillStats:
+    """Counters since start."""
+
+    batches: int = 0
+    requests: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    compute_s: float = 0.0
+    layer_wait_s: float = 0.0
+    peak_window_bytes: int = 0
+    peak_layer_bytes: int = 0  # one layer's KV of the batch that reached peak_window_bytes
+
+
+class _WindowGate:
+    """The engine's LayerGate: ring slots of the sink as tensors of the window."""
+
+    def __init__(self, gate: BatchGate, window: LayerWindow) -> None:
+        self._gate, self._window = gate, window
+
+    def enter(self, layer: int) -> torch.Tensor:
+        return self._window.view(self._gate.enter(layer))
+
+    def leave(self, layer: int) -> None:
+        self._gate.leave(layer)
+
+
+class PrefillService:
+    """See the module's docstring. Every method must be called on the event loop that `start` was awaited on."""
+
+    def __init__(
+        self,
+        engine_id: str,
+        model: CausalModel,
+        geometry: KVGeometry,
+        window: LayerWindow,
+        plan_batch: BatchPolicy,
+        settings: PrefillServiceSettings | None = None,
+        endpoint_settings: EndpointSettings | None = None,
+    ) -> None:
+        self.engine_id, self.geometry = engine_id, geometry
+        self.settings = settings or PrefillServiceSettings()
+        self.stats = PrefillStats()
+        self._model, self._window, self._plan_batch = model, window, plan_batch
+        self._runner = PrefillRunner(model)
+        self.capacity_blocks = window.capacity_tokens // geometry.block_tokens
+        device = window.tensor.device
+        region = Region(
+            WINDOW,
+            window.data_ptr,
+            geometry.layer_block_bytes,
+            window.layers_resident * self.capacity_blocks,
+            window.nbytes,
+            kind="VRAM" if device.type == "cuda" else "DRAM",
+            device=device.index or 0,
+        )
+        self.endpoint = Endpoint(engine_id, (region,), endpoint_settings)
+        self.sink = LayerSink(self.endpoint, WINDOW, STAGING, geometry.layers, window.layers_resident, self.capacity_blocks)
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="prefill")
+        self._jobs: list[_Job] = []
+        self._in_batch: set[_Job] = set()
+        self._changed = asyncio.Event()
+        self._planner: asyncio.Task[None] | None = None
+        self._batches: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._planner = self._loop.create_task(self._plan())
+
+    # ---- requests
+
+    @property
+    def unfinished_requests(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def unfinished_tokens(self) -> int:
+        """Prompt tokens of the unfinished requests that are not computed yet, hits included (paper section 5.1, tok_e)."""
+        return sum(len(job.task.tokens) - job.computed for job in self._jobs)
+
+    async def prefill(self, task: PrefillTask) -> PrefillOutcome:
+        """Compute a prompt. When this returns, all its new KV is in the decode node's staging, and the gateway has been told so.
+
+        The same holds, as far as it got, when it raises: no byte of this request is under way then.
+        """
+        if len(self._jobs) >= self.settings.max_requests:
+            raise OverloadedError(f"prefill engine {self.engine_id} holds {len(self._jobs)} requests, the most that prefill.max_requests allows")
+        if len(task.tokens) > self._window.capacity_tokens:
+            raise InvalidRequestError(f"a prompt of {len(task.tokens)} tokens does not fit the window of {self._window.capacity_tokens} tokens")
+        for peer in (task.gateway, *task.peers):
+            self.endpoint.connect(peer)
+        now = time.monotonic()
+        job = _Job(task, self._loop.create_future(), self._open_feed(task, 0), now, now + task.timeout_s)
+        self._jobs.append(job)
+        self._watch(job)
+        try:
+            async with asyncio.timeout(task.timeout_s):
+                return await asyncio.shield(job.outcome)
+        except TimeoutError:
+            raise DeadlineExceededError(f"prefill of {task.request_id} did not end within {task.timeout_s:.1f} s") from None
+        finally:
+            if not job.outcome.done():
+                self._cancel(job)
+                await asyncio.wait([job.outcome])
+                job.outcome.exception()
+
+    async def cancel(self, request_id: str, epoch: int) -> None:
+        """Give up a request. Returns at once; its `prefill` call raises when nothing of it is under way."""
+        for job in self._jobs:
+            if job.task.request_id == request_id and job.task.epoch <= epoch:
+                self._cancel(job)
+
+    def _cancel(self, job: _Job) -> None:
+        job.cancelled = True
+        if job not in self._in_batch:
+            self._end(job, CancelledError(f"prefill of {job.task.request_id} was cancelled"))
+
+    def peer_died(self, agent: str) -> None:
+        """A process is known to be dead: nothing of its is under way."""
+        self.sink.source_died(agent)
+        self.endpoint.forget(agent)
+
+    def _open_feed(self, task: PrefillTask, computed: int) -> ChunkFeed:
+        """Streams for the KV before the next chunk: the hits from where they were read, earlier chunks from the decode node."""
+        hit_blocks, done_blocks = task.cached_tokens // self.geometry.block_tokens, computed // self.geometry.block_tokens
+        sources = list(task.sources)
+        if done_blocks:
+            positions = tuple(range(hit_blocks, hit_blocks + done_blocks))
+            sources.append(HitSource(task.gateway.agent, task.lease_id, positions, hit_blocks))
+        first = hit_blocks + done_blocks
+        return self.sink.open(sources, NewKV(task.gateway.agent, task.lease_id, task.slots[first:], first))
+
+    def _watch(self, job: _Job) -> None:
+        def notice(_: Future[None]) -> None:
+            self._threadsafe(self._changed.set)
+
+        job.feed.ready.add_done_callback(notice)
+
+    # ---- batches
+
+    async def _plan(self) -> None:
+        """Form a batch whenever requests are ready and the window's ring has room behind the running batch."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            self._drop_failed()
+            batch = self._form_batch()
+            if batch is None:
+                continue
+            task = self._loop.create_task(self._run(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
+            await asyncio.wait([task, asyncio.wrap_future(batch.gate.ring_free, loop=self._loop)], return_when=asyncio.FIRST_COMPLETED)
+            if len(self._batches) > 1:
+                await asyncio.wait(set(self._batches), return_when=asyncio.FIRST_COMPLETED)
+            self._changed.set()
+
+    def _drop_failed(self) -> None:
+        for job in [job for job in self._jobs if job not in self._in_batch and job.feed.ready.done()]:
+            error = job.feed.ready.exception()
+            if error is not None:
+                self._end(job, error if isinstance(error, DualPathError) else CancelledError(str(error)))
+
+    def _form_batch(self) -> _Batch | None:
+        ready = [job for job in self._jobs if job not in self._in_batch and job.feed.ready.done()]
+        if not ready:
+            return None
+        sizes = self._plan_batch([(job.cached, job.left) for job in ready])
+        jobs: list[_Job] = []
+        chunks: list[PrefillChunk] = []
+        first_rows: list[int] = []
+        row = 0
+        for job, size in zip(ready, sizes, strict=False):
+            blocks = self.geometry.blocks_for(job.cached + size)
+            if row + blocks > self.capacity_blocks:
+                break
+            task, start, first = job.task, job.cached, job.cached // self.geometry.block_tokens
+            last = size == job.left
+            job.feed.new_kv = NewKV(task.gateway.agent, task.lease_id, task.slots[first:blocks], first)
+            chunks.append(
+                PrefillChunk(
+                    task.request_id,
+                    task.tokens[start : start + size],
+                    start,
+                    row * self.geometry.block_tokens,
+                    task.sampling if last else None,
+                    task.masked_token_ids,
+                )
+            )
+            jobs.append(job)
+            first_rows.append(row)
+            row += blocks
+        now = time.monotonic()
+        for job in jobs:
+            job.started = job.started or now
+            job.attempts += 1
+        self._in_batch.update(jobs)
+        gate = self.sink.start_batch([job.feed for job in jobs], first_rows, self.settings.batch_timeout_s)
+        return _Batch(jobs, chunks, gate)
+
+    async def _run(self, batch: _Batch) -> None:
+        start = time.monotonic()
+        error: DualPathError | None = None
+        tokens: list[int | None] = []
+        try:
+            tokens = await self._loop.run_in_executor(self._engine, self._runner.run, batch.chunks, _WindowGate(batch.gate, self._window))
+        except DualPathError as raised:
+            error = raised
+        except Exception as raised:
+            log.exception("prefill engine %s: a batch failed", self.engine_id)
+            error = DualPathError(f"prefill failed: {raised}")
+        await asyncio.wrap_future(batch.gate.finish(error))
+        self._count(batch, time.monotonic() - start)
+        for index, job in enumerate(batch.jobs):
+            self._in_batch.discard(job)
+            self._settle(job, batch.chunks[index], error, tokens[index] if tokens else None, sum(batch.gate.times.waited))
+        self._trace(batch)
+        self._changed.set()
+
+    def _settle(self, job: _Job, chunk: PrefillChunk, error: DualPathError | None, token: int | None, waited_s: float) -> None:
+        """Decide what becomes of a request after its batch has ended."""
+        job.waited_s += waited_s
+        if job.cancelled:
+            self._end(job, CancelledError(f"prefill of {job.task.request_id} was cancelled"))
+        elif job.feed.error is not None:
+            self._end(job, job.feed.error)
+        elif error is not None and (job.attempts >= MAX_ATTEMPTS or time.monotonic() > job.deadline or isinstance(error, InvalidRequestError)):
+            self._end(job, error)
+        elif error is not None:  # another request of the batch was at fault
+            self._reopen(job)
+        elif token is None:
+            job.computed += len(chunk.tokens)
+            job.attempts = 0
+            self._reopen(job)
+        else:
+            now = time.monotonic()
+            self._finish_writes(job, None)
+            self._jobs.remove(job)
+            self.stats.requests += 1
+            outcome = PrefillOutcome(token, job.started - job.arrived, now - job.started, job.waited_s, self.stats.peak_window_bytes)
+            job.outcome.set_result(outcome)
+
+    def _reopen(self, job: _Job) -> None:
+        job.feed = self._open_feed(job.task, job.computed)
+        self._watch(job)
+
+    def _end(self, job: _Job, error: DualPathError) -> None:
+        if job.outcome.done():
+            return
+        self.sink.close(job.feed)
+        self._finish_writes(job, str(error))
+        self._jobs.remove(job)
+        job.outcome.set_exception(error)
+
+    def _finish_writes(self, job: _Job, error: str | None) -> None:
+        self.endpoint.finish_writes(job.task.gateway.agent, job.task.lease_id, error)
+
+    # ---- figures
+
+    def _count(self, batch: _Batch, seconds: float) -> None:
+        stats = self.stats
+        stats.batches += 1
+        stats.computed_tokens += sum(len(chunk.tokens) for chunk in batch.chunks)
+        stats.cached_tokens += sum(chunk.cached_tokens for chunk in batch.chunks)
+        stats.compute_s += seconds
+        stats.layer_wait_s += sum(batch.gate.times.waited)
+        layer_bytes = sum(self.geometry.blocks_for(chunk.total_tokens) for chunk in batch.chunks) * self.geometry.layer_block_bytes
+        resident = batch.gate.peak_ring_slots * layer_bytes
+        if resident > stats.peak_window_bytes:
+            stats.peak_window_bytes, stats.peak_layer_bytes = resident, layer_bytes
+
+    def _trace(self, batch: _Batch) -> None:
+        """One span per layer and request, from the gate's clock: `waited_s` shows which layer's KV came late."""
+        if not tracing.enabled():
+            return
+        times = batch.gate.times
+        for job in batch.jobs:
+            for layer, (entered, left, waited) in enumerate(zip(times.entered_at, times.left_at, times.waited, strict=False)):
+                tracing.record("prefill.layer", job.task.trace, entered - waited, left, layer=layer, waited_s=waited, engine=self.engine_id)
+
+    # ---- housekeeping
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs and not self._batches and self.sink.idle
+
+    def check_integrity(self) -> None:
+        self.sink.check_integrity()
+
+    async def close(self) -> None:
+        if self._planner is not None:
+            self._planner.cancel()
+        for job in list(self._jobs):
+            self._cancel(job)
+        await asyncio.to_thread(self.endpoint.close)
+        self._engine.shutdown(wait=False, cancel_futures=True)
+
+    def _threadsafe(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            log.debug("prefill engine %s: the loop is closed", self.engine_id)
+
