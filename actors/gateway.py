@@ -7,11 +7,15 @@ from typing import Any
 
 from actors.calls import ActorCalls, gateway_name
 from actors.engine_process import Identity, SelfStartingActor, endpoint_settings, facts_of
-from actors.messages import Registration
+from actors.messages import ModelFacts, Registration
 from actors.reporter import Reporter
 from dualpath_ray.config import Settings
+from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.gateway import Gateway, GatewaySettings
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
+from dualpath_ray.stores.base import BlockStore
+from dualpath_ray.stores.directory import DirectorySettings
+from dualpath_ray.stores.emulated import EmulationSettings
 from dualpath_ray.stores.open import open_store
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
@@ -38,9 +42,9 @@ class StorageGatewayActor(SelfStartingActor):
     async def _bring_up(self) -> str:
         """Open the store, register memory, report to the scheduler."""
         settings, geometry = self._settings, self._facts.geometry
-        store = open_store(settings.storage, geometry, self._facts.fingerprint)
+        store = _open_store(settings.storage, self._facts)
         slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
-        options = GatewaySettings(layer_groups=settings.storage.layer_groups or store.layer_groups())
+        options = GatewaySettings(layer_groups=store.layer_groups())
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
         registration = Registration(
             self._identity.node_id,
@@ -131,3 +135,9 @@ class StorageGatewayActor(SelfStartingActor):
 
     async def ping(self) -> str:
         return self._running.endpoint.agent_name
+
+
+def _open_store(storage: StorageSettings, facts: ModelFacts) -> BlockStore:
+    directory = DirectorySettings(io=storage.io, direct=storage.direct, layer_groups=storage.layer_groups, read_threads=storage.read_threads)
+    emulation = EmulationSettings(**storage.emulation.model_dump()) if storage.emulation.active else None
+    return open_store(storage.kind, storage.path, facts.geometry, facts.fingerprint, directory=directory, emulation=emulation)
