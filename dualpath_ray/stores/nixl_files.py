@@ -1,0 +1,203 @@
+"""File transfers by NIXL's POSIX backend: one agent, and the one thread that uses it.
+
+What was measured with NIXL 1.5.1 and is relied on: a transfer makes progress only while it is posted or looked at, hence the polling;
+a transfer reports its own failure only when each of its other I/Os has landed or has been cancelled (tests pin this down);
+posting more than `ios_pool_size` I/Os at once breaks the backend for good, hence `MAX_PIECES`; registering a file costs 2-5 us.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dualpath_ray.errors import StoreError
+from dualpath_ray.stores.base import Bytes
+from dualpath_ray.stores.pieces import Operation, Piece
+from dualpath_ray.transfer import nixl_api
+
+log = logging.getLogger(__name__)
+
+MAX_PIECES = 32_768  # in flight, of the 65,536 that NIXL's queue holds
+POLL_SECONDS = 0.0001
+BACKEND = "POSIX"
+
+
+@dataclass(slots=True, eq=False)
+class OpenFiles:
+    """Files registered with NIXL, and closed by `NixlFiles.release`."""
+
+    fds: list[int]
+    registration: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    operation: Operation
+    pieces: Sequence[Piece]
+    future: Future[None] = field(default_factory=Future)
+    handle: Any = None
+
+
+class NixlFiles:
+    """Moves pieces of registered memory to and from registered files. All methods may be called from any thread.
+
+    `queue_kind` is "use_uring" or "use_aio". Raises StoreError when NIXL is missing or its backend cannot start.
+    """
+
+    def __init__(self, name: str, queue_kind: str) -> None:
+        self._name = name
+        self._queue_kind = queue_kind
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[_Transfer] = deque()
+        self._posted: list[_Transfer] = []
+        self._pieces_posted = 0
+        self._arenas: list[tuple[int, int, Bytes]] = []  # first address, last + 1, and the array to keep it mapped
+        self._stopping = False
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name=f"{name}-nixl", daemon=True)
+        self._thread.start()
+        started.result()
+
+    def register(self, arena: Bytes) -> None:
+        """Make memory usable in transfers; returns when it is."""
+        done: Future[None] = Future()
+
+        def register() -> None:
+            try:
+                address = arena.ctypes.data
+                self._agent.register_memory([(address, arena.nbytes, 0, "")], "DRAM", [BACKEND])
+                self._arenas.append((address, address + arena.nbytes, arena))
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(StoreError(f"NIXL cannot register {arena.nbytes} bytes of memory: {error}"))
+
+        self._inbox.put(register)
+        done.result()
+
+    def covers(self, memory: Bytes) -> bool:
+        start = memory.ctypes.data
+        return any(low <= start and start + memory.nbytes <= high for low, high, _ in self._arenas)
+
+    def adopt(self, fds: list[int], file_bytes: int) -> OpenFiles:
+        """Register open files of `file_bytes` each; they belong to this object until `release`. Never fails: transfers would."""
+        files = OpenFiles(fds)
+
+        def adopt() -> None:
+            try:
+                files.registration = self._agent.register_memory([(0, file_bytes, fd, "") for fd in fds], "FILE", [BACKEND])
+            except Exception as error:
+                log.warning("%s: NIXL cannot register %d files: %s", self._name, len(fds), error)
+
+        self._inbox.put(adopt)
+        return files
+
+    def release(self, files: OpenFiles) -> None:
+        """Deregister and close files that no transfer uses any more."""
+
+        def release() -> None:
+            if files.registration is not None:
+                self._agent.deregister_memory(files.registration)
+            for fd in files.fds:
+                os.close(fd)
+
+        self._inbox.put(release)
+
+    def transfer(self, operation: Operation, pieces: Sequence[Piece]) -> Future[None]:
+        """Move pieces; the future raises StoreError, without saying which of them failed, when none is under way any more."""
+        transfer = _Transfer(operation, pieces)
+        self._inbox.put(lambda: self._waiting.append(transfer))
+        return transfer.future
+
+    def close(self) -> None:
+        """End after all transfers and releases asked for so far."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        self._inbox.put(stop)
+        self._thread.join()
+
+    # ---- on the thread
+
+    def _run(self, started: Future[None]) -> None:
+        try:
+            self._agent = nixl_api.make_agent(self._name)
+            self._agent.create_backend(BACKEND, {self._queue_kind: "true"})
+        except Exception as error:
+            started.set_exception(StoreError(f"NIXL's POSIX backend ({self._queue_kind}) cannot start: {error or type(error).__name__}"))
+            return
+        started.set_result(None)
+        while not (self._stopping and not self._waiting and not self._posted and self._inbox.empty()):
+            self._take_commands()
+            self._post_waiting()
+            self._check_posted()
+        del self._agent
+
+    def _take_commands(self) -> None:
+        """Sleeps until there is a command, or for a moment while transfers are under way."""
+        busy = bool(self._posted or self._waiting) or self._stopping
+        try:
+            command = self._inbox.get(timeout=POLL_SECONDS) if busy else self._inbox.get()
+            while True:
+                command()
+                command = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _post_waiting(self) -> None:
+        while self._waiting:
+            transfer = self._waiting[0]
+            if self._posted and self._pieces_posted + len(transfer.pieces) > MAX_PIECES:
+                return
+            self._waiting.popleft()
+            self._post(transfer)
+
+    def _post(self, transfer: _Transfer) -> None:
+        count = len(transfer.pieces)
+        memory = np.zeros((count, 3), dtype=np.uint64)
+        files = np.empty((count, 3), dtype=np.uint64)
+        for row, piece in enumerate(transfer.pieces):
+            memory[row, 0] = piece.memory.ctypes.data
+            memory[row, 1] = piece.memory.nbytes
+            files[row] = piece.offset, piece.memory.nbytes, piece.fd
+        try:
+            if count > MAX_PIECES:
+                raise ValueError(f"{count} pieces in one transfer; at most {MAX_PIECES} may be")
+            agent = self._agent
+            local, remote = agent.get_xfer_descs(memory, "DRAM"), agent.get_xfer_descs(files, "FILE")
+            transfer.handle = agent.initialize_xfer(transfer.operation, local, remote, self._name, backends=[BACKEND])
+            agent.transfer(transfer.handle)
+        except Exception as error:
+            self._end(transfer, error)
+            return
+        self._posted.append(transfer)
+        self._pieces_posted += count
+
+    def _check_posted(self) -> None:
+        for transfer in list(self._posted):
+            failure: Exception | None = None
+            try:
+                if self._agent.check_xfer_state(transfer.handle) != "DONE":
+                    continue
+            except Exception as error:
+                failure = error
+            self._posted.remove(transfer)
+            self._pieces_posted -= len(transfer.pieces)
+            self._end(transfer, failure)
+
+    def _end(self, transfer: _Transfer, failure: Exception | None) -> None:
+        if transfer.handle is not None:
+            transfer.handle.release()
+        if failure is None:
+            transfer.future.set_result(None)
+        else:
+            transfer.future.set_exception(StoreError(f"NIXL file transfer failed: {failure or type(failure).__name__}"))

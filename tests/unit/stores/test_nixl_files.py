@@ -1,0 +1,89 @@
+"""What is relied on of NIXL's POSIX backend. A new NIXL release that behaves otherwise must be noticed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualpath_ray.errors import ConfigError, StoreError
+from dualpath_ray.stores.file_io import choose
+from dualpath_ray.stores.nixl_files import MAX_PIECES, NixlFiles
+from dualpath_ray.stores.pieces import Piece
+from dualpath_ray.transfer import nixl_api
+from dualpath_ray.transfer.memory import allocate
+
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["use_uring", "use_aio"])
+def nixl(request: pytest.FixtureRequest) -> Iterator[NixlFiles]:
+    files = NixlFiles(f"test-{os.getpid()}-{request.node.name}", request.param)
+    yield files
+    files.close()
+
+
+def test_nothing_of_a_failed_transfer_lands_after_its_failure_was_reported(nixl: NixlFiles, tmp_path: Path) -> None:
+    """Other I/Os of that transfer have landed or were cancelled by then; transfers beside it are not touched."""
+    memory = allocate(40 * MIB)
+    nixl.register(memory)
+    (tmp_path / "long").write_bytes(b"\x05" * (20 * MIB))
+    (tmp_path / "short").write_bytes(b"\x05" * 4096)
+    flags = os.O_RDONLY | os.O_DIRECT
+    files = nixl.adopt([os.open(tmp_path / name, flags) for name in ("long", "short")], 20 * MIB)
+    long, short = files.fds
+    for _ in range(5):
+        memory[:] = 0
+        bad_piece = Piece(short, 8192, memory[:4096])
+        bad = nixl.transfer("READ", [bad_piece, *(Piece(long, i * MIB, memory[i * MIB : (i + 1) * MIB]) for i in range(1, 20))])
+        good = nixl.transfer("READ", [Piece(long, i * MIB, memory[(20 + i) * MIB : (21 + i) * MIB]) for i in range(20)])
+        with pytest.raises(StoreError):
+            bad.result(30)
+        memory[: 20 * MIB] = 9
+        good.result(30)
+        assert (memory[20 * MIB :] == 5).all()
+        assert (memory[: 20 * MIB] == 9).all()
+    nixl.release(files)
+
+
+def test_many_pieces_at_once_stay_below_the_queue_of_the_backend(nixl: NixlFiles, tmp_path: Path) -> None:
+    memory = allocate(MIB)
+    nixl.register(memory)
+    content = np.random.default_rng(0).integers(0, 256, MIB, dtype=np.uint8)
+    (tmp_path / "file").write_bytes(content.tobytes())
+    files = nixl.adopt([os.open(tmp_path / "file", os.O_RDONLY | os.O_DIRECT)], MIB)
+    pages = [Piece(files.fds[0], i * 4096, memory[i * 4096 : (i + 1) * 4096]) for i in range(256)]
+    transfers = [nixl.transfer("READ", pages * 100) for _ in range(3)]  # 76,800 pieces
+    for transfer in transfers:
+        transfer.result(60)
+    assert np.array_equal(memory, content)
+    with pytest.raises(StoreError, match="at most"):
+        nixl.transfer("READ", [pages[0]] * (MAX_PIECES + 1)).result(30)
+    memory[:] = 0
+    nixl.transfer("READ", pages).result(30)
+    assert np.array_equal(memory, content)
+    nixl.release(files)
+
+
+def test_release_closes_files(nixl: NixlFiles, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    nixl.release(nixl.adopt([fd], 4096))
+    nixl.register(allocate(4096))  # commands run in order
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_no_nixl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ConfigError("NIXL is not installed")
+
+    monkeypatch.setattr(nixl_api, "make_agent", missing)
+    with pytest.raises(StoreError, match="NIXL is not installed"):
+        NixlFiles("test", "use_uring")
+    assert choose(tmp_path, "auto", "auto").name == "plain, direct"
+    with pytest.raises(StoreError, match="NIXL is not installed"):
+        choose(tmp_path, "nixl", "auto")
