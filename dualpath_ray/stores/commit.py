@@ -1,0 +1,166 @@
+"""The durable, atomic commit of some blocks to a directory: temporary file, data, fsync, rename, fsync of the directory.
+
+A crash at any point leaves each block either absent or whole. Writers of one key do not exclude each other: the key commits
+to the bytes, so whoever renames last puts the same block in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualpath_ray.errors import BlockCorruptError, StoreError
+from dualpath_ray.stores.base import BlockBuffer
+from dualpath_ray.stores.block_format import BlockFormat
+from dualpath_ray.stores.file_io import FileIO, PieceError
+from dualpath_ray.stores.layout import DirectoryLayout, fsync_directory
+from dualpath_ray.stores.pieces import Piece
+from dualpath_ray.transfer.memory import allocate
+
+ADVICE = {
+    errno.ENOSPC: "free space on the file system",
+    errno.EDQUOT: "raise the quota or free space",
+    errno.EROFS: "the file system has become read-only",
+    errno.EACCES: "give the gateway's user write permission",
+    errno.EPERM: "give the gateway's user write permission",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "check the device",
+}
+
+
+def store_error(action: str, error: OSError | EOFError) -> StoreError:
+    reason = getattr(error, "strerror", None) or str(error)
+    advice = ADVICE.get(getattr(error, "errno", 0) or 0)
+    return StoreError(f"{action} failed: {reason}" + (f"; {advice}" if advice else ""))
+
+
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """A block being written."""
+
+    index: int
+    block: BlockBuffer
+    temporary: Path
+    fd: int
+    pieces: tuple[Piece, Piece]
+
+
+class Committer:
+    """Writes blocks under their names. `on_step` is called after each step of a commit with its name (tests kill the process there)."""
+
+    def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO) -> None:
+        self._format = format
+        self._layout = layout
+        self._file_io = file_io
+        self.on_step: Callable[[str], None] | None = None
+
+    def commit(self, blocks: Sequence[BlockBuffer]) -> tuple[list[Exception | None], int]:
+        """One outcome per block: None when it is durable, else a StoreError; and how many of them were there before."""
+        outcomes: list[Exception | None] = [None] * len(blocks)
+        drafts, existing = self._create(blocks, outcomes)
+        self._step("created")
+        files = self._file_io.adopt([draft.fd for draft in drafts], self._format.file_bytes)
+        try:
+            drafts = self._write(drafts, outcomes)
+            self._step("written")
+            drafts = self._each(drafts, outcomes, lambda draft: os.fdatasync(draft.fd))
+            self._step("synced")
+            drafts = self._each(drafts, outcomes, lambda draft: os.rename(draft.temporary, self._layout.path(draft.block.key)))
+            self._step("renamed")
+            self._sync_directories(drafts, outcomes)
+            self._step("directories synced")
+        finally:
+            self._file_io.release(files)
+        return outcomes, existing
+
+    def holds(self, block: BlockBuffer) -> bool:
+        """Whether a sound file of that block is in place already (its header is checked, its data is not)."""
+        try:
+            with open(self._layout.path(block.key), "rb", buffering=0) as file:
+                page = file.read(self._format.header_bytes) or b""
+                self._format.check(page, os.fstat(file.fileno()).st_size, block.key, block.parent)
+        except (OSError, BlockCorruptError):
+            return False
+        return True
+
+    def _create(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None]) -> tuple[list[_Draft], int]:
+        size = self._format.header_bytes
+        headers = allocate(len(blocks) * size).reshape(len(blocks), size)
+        drafts: list[_Draft] = []
+        existing = 0
+        for index, block in enumerate(blocks):
+            if self.holds(block):
+                existing += 1
+                continue
+            header = self._format.encode(block.key, block.parent, self._format.checksums(block.data))
+            headers[index] = np.frombuffer(header, dtype=np.uint8)
+            temporary = self._layout.temporary(block.key)
+            fd = -1
+            try:
+                fd = self._open(block, temporary)
+                os.posix_fallocate(fd, 0, self._format.file_bytes)
+            except OSError as error:
+                outcomes[index] = store_error(f"creating a file for block {block.key.hex()} in {temporary.parent}", error)
+            except StoreError as error:
+                outcomes[index] = error
+            if outcomes[index] is None:
+                drafts.append(_Draft(index, block, temporary, fd, (Piece(fd, 0, headers[index]), Piece(fd, size, block.data))))
+            elif fd >= 0:
+                os.close(fd)
+                self._discard(temporary)
+        return drafts, existing
+
+    def _open(self, block: BlockBuffer, temporary: Path) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            return self._file_io.open(temporary, flags)
+        except FileNotFoundError:
+            self._layout.make_shard(block.key)
+            return self._file_io.open(temporary, flags)
+
+    def _write(self, drafts: list[_Draft], outcomes: list[Exception | None]) -> list[_Draft]:
+        """All at once; should that fail, one by one, so that each block gets its own outcome."""
+        try:
+            self._file_io.move("WRITE", [piece for draft in drafts for piece in draft.pieces])
+            return drafts
+        except PieceError:
+            return self._each(drafts, outcomes, lambda draft: self._file_io.move("WRITE", draft.pieces))
+
+    def _each(self, drafts: list[_Draft], outcomes: list[Exception | None], act: Callable[[_Draft], None]) -> list[_Draft]:
+        """Do something to each draft; drafts that fail are discarded. Returns the others."""
+        kept = []
+        for draft in drafts:
+            try:
+                act(draft)
+                kept.append(draft)
+            except (OSError, PieceError) as error:
+                cause = error.cause if isinstance(error, PieceError) else error
+                outcomes[draft.index] = store_error(f"writing block {draft.block.key.hex()} to {draft.temporary.parent}", cause)
+                self._discard(draft.temporary)
+        return kept
+
+    def _sync_directories(self, drafts: list[_Draft], outcomes: list[Exception | None]) -> None:
+        by_folder: dict[Path, list[_Draft]] = {}
+        for draft in drafts:
+            by_folder.setdefault(draft.temporary.parent, []).append(draft)
+        for folder, members in by_folder.items():
+            try:
+                fsync_directory(folder)
+            except OSError as error:
+                for draft in members:
+                    outcomes[draft.index] = store_error(f"making block {draft.block.key.hex()} durable in {folder}", error)
+
+    def _discard(self, temporary: Path) -> None:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+    def _step(self, name: str) -> None:
+        if self.on_step is not None:
+            self.on_step(name)

@@ -1,0 +1,308 @@
+"""A block store in a directory: local disk, NFS or a 3FS mount, shared by any number of gateways.
+
+Loads outrank stores: reads and writes have threads and NIXL agents of their own, and before each batch a writer waits, for a
+bounded time, until no read is queued or under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dualpath_ray.errors import BlockCorruptError, BlockMissingError, ConfigError, DualPathError, OverloadedError, StoreError
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
+from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
+from dualpath_ray.stores.commit import Committer, store_error
+from dualpath_ray.stores.counters import Counters
+from dualpath_ray.stores.directory_reader import DirectoryReader
+from dualpath_ray.stores.file_io import FileIO, PieceError, choose
+from dualpath_ray.stores.layout import DirectoryLayout
+from dualpath_ray.stores.pieces import Piece
+from dualpath_ray.stores.scan import Scan
+from dualpath_ray.transfer.memory import PAGE_BYTES, allocate
+
+log = logging.getLogger(__name__)
+
+COUNTERS = (
+    "read_bytes", "read_seconds", "verify_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks",
+    "failed_writes", "missing_blocks", "corrupt_blocks", "quarantined_files", "read_errors", "foreign_files", "damaged_files",
+    "swept_files", "removed_blocks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DirectorySettings:
+    """`io` and `direct` restrict the ways of file I/O that are tried (see file_io.py). The queue bounds count batches of about
+    `batch_bytes` for reads, blocks for writes. Bytes in flight are at most threads times `batch_bytes` (or one block, if larger).
+    """
+
+    io: Literal["auto", "nixl", "plain"] = "auto"
+    direct: Literal["auto", "on", "off"] = "auto"
+    layer_groups: int = 4
+    read_threads: int = 8
+    write_threads: int = 2
+    batch_bytes: int = 8 << 20
+    max_queued_reads: int = 16_384
+    max_queued_writes: int = 4_096
+    max_open_files: int = 16_384
+    write_yield_s: float = 0.02
+    temporary_age_s: float = 3600.0
+
+
+class DirectoryStore:
+    """A BlockStore. `open` may use the buffers it is given as scratch; futures it returns cannot be cancelled.
+
+    Raises ConfigError when the directory cannot be used, StoreError when no way of file I/O works there.
+    """
+
+    def __init__(self, path: Path, geometry: KVGeometry, fingerprint: str, settings: DirectorySettings | None = None) -> None:
+        self.settings = settings or DirectorySettings()
+        self.batch_bytes = self.settings.batch_bytes
+        self.format = BlockFormat(geometry, fingerprint)
+        self.counters = Counters(*COUNTERS)
+        self._layout = DirectoryLayout(path)
+        self.file_io = choose(path, self.settings.io, self.settings.direct)
+        self._write_io = FileIO(self.file_io.engine, self.file_io.direct)
+        self._committer = Committer(self.format, self._layout, self._write_io)
+        self._readers = ThreadPoolExecutor(self.settings.read_threads, thread_name_prefix="store-read")
+        self._writers = ThreadPoolExecutor(self.settings.write_threads, thread_name_prefix="store-write")
+        self._lock = threading.Lock()
+        self._no_reads = threading.Event()
+        self._no_reads.set()
+        self._queued_reads = self._queued_writes = self._open_files = 0
+        self._max_open_files = _allow_open_files(self.settings.max_open_files)
+        self._open_readers: set[DirectoryReader] = set()
+        self._closed = False
+        log.info("block store %s: %s, %d layer groups", path, self.file_io.name, self.layer_groups())
+
+    def register(self, arena: Bytes) -> None:
+        self.file_io.register(arena)
+        self._write_io.register(arena)
+
+    def layer_groups(self) -> int:
+        whole_pages = self.format.geometry.layer_block_bytes % PAGE_BYTES == 0
+        return min(self.settings.layer_groups, self.format.geometry.layers) if whole_pages else 1
+
+    def scan(self) -> Iterator[StoredBlock]:
+        return Scan(self.format, self._layout, self.counters, self.settings.temporary_age_s).blocks()
+
+    # ---- reading
+
+    def open(self, blocks: Sequence[BlockBuffer]) -> Future[BlockReader]:
+        future: Future[BlockReader] = Future()
+        future.set_running_or_notify_cancel()
+        bound = self._max_open_files
+        if len(blocks) > bound:
+            future.set_exception(StoreError(f"{len(blocks)} blocks in one read; at most {bound} files may be open (ulimit -n)"))
+            return future
+        with self._lock:
+            fits = self._open_files + len(blocks) <= bound
+            if fits:
+                self._open_files += len(blocks)
+        if not fits:
+            future.set_exception(OverloadedError(f"the store has {self._open_files} block files open; at most {bound} may be"))
+            return future
+
+        def run() -> None:
+            try:
+                future.set_result(self._open(blocks))
+            except Exception as error:
+                with self._lock:
+                    self._open_files -= len(blocks)
+                future.set_exception(error if isinstance(error, DualPathError) else StoreError(f"opening blocks failed: {error!r}"))
+
+        try:
+            self.submit_reads([run])
+        except DualPathError as error:
+            with self._lock:
+                self._open_files -= len(blocks)
+            future.set_exception(error)
+        return future
+
+    def _open(self, blocks: Sequence[BlockBuffer]) -> DirectoryReader:
+        files = self.file_io.adopt(self._open_fds(blocks), self.format.file_bytes)
+        try:
+            reader = DirectoryReader(self, blocks, self._read_headers(blocks, files.fds), files)
+        except BaseException:
+            self.file_io.release(files)
+            raise
+        with self._lock:
+            self._open_readers.add(reader)
+        return reader
+
+    def _open_fds(self, blocks: Sequence[BlockBuffer]) -> list[int]:
+        fds: list[int] = []
+        try:
+            for block in blocks:
+                fds.append(self.file_io.open(self._layout.path(block.key), os.O_RDONLY))
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise self.block_failed(block, -1, error) from error
+        return fds
+
+    def _read_headers(self, blocks: Sequence[BlockBuffer], fds: list[int]) -> list[BlockHeader]:
+        """Headers land in the blocks' own buffers, which are registered and about to be overwritten anyway."""
+        size = self.format.header_bytes
+        pages = [block.data[:size] if self.format.payload_bytes >= size else allocate(size) for block in blocks]
+        try:
+            self.file_io.move("READ", [Piece(fd, 0, page) for fd, page in zip(fds, pages, strict=True)])
+        except PieceError as error:
+            raise self.block_failed(blocks[error.index], fds[error.index], error.cause) from error
+        headers = []
+        for block, fd, page in zip(blocks, fds, pages, strict=True):
+            try:
+                headers.append(self.format.check(page.tobytes(), os.fstat(fd).st_size, block.key, block.parent))
+            except BlockCorruptError as error:
+                raise self.block_failed(block, fd, error) from None
+        return headers
+
+    def submit_reads(self, tasks: Sequence[Callable[[], None]]) -> None:
+        with self._lock:
+            if self._closed:
+                raise StoreError("the block store is closed")
+            if self._queued_reads + len(tasks) > self.settings.max_queued_reads:
+                raise OverloadedError(f"the block store's read queue is full ({self._queued_reads} of {self.settings.max_queued_reads})")
+            self._queued_reads += len(tasks)
+            self._no_reads.clear()
+            for task in tasks:
+                self._readers.submit(self._run_read, task)
+
+    def _run_read(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception:
+            log.exception("a read task of the block store failed")
+        finally:
+            with self._lock:
+                self._queued_reads -= 1
+                if not self._queued_reads:
+                    self._no_reads.set()
+
+    def block_failed(self, block: BlockBuffer, fd: int, cause: Exception) -> DualPathError:
+        """The error to report for a block. Damaged files are put aside, so that the block can be written anew."""
+        name = block.key.hex()
+        if isinstance(cause, OSError):
+            if cause.errno in (errno.ENOENT, errno.ESTALE):
+                self.counters.add("missing_blocks")
+                return BlockMissingError(block.key, f"block {name} is not in {self._layout.root} (any more)")
+            self.counters.add("read_errors")
+            return store_error(f"reading block {name} from {self._layout.root}", cause)
+        self.counters.add("corrupt_blocks")
+        if self._layout.quarantine(block.key, fd):
+            self.counters.add("quarantined_files")
+        error = cause if isinstance(cause, BlockCorruptError) else BlockCorruptError(block.key, f"block {name}: truncated: {cause}")
+        log.warning("%s; its file is put aside", error)
+        return error
+
+    def reader_closed(self, reader: DirectoryReader) -> None:
+        with self._lock:
+            self._open_readers.discard(reader)
+            self._open_files -= reader.files
+
+    # ---- writing
+
+    def write(self, blocks: Sequence[BlockBuffer]) -> Future[list[Exception | None]]:
+        future: Future[list[Exception | None]] = Future()
+        future.set_running_or_notify_cancel()
+        per_batch = max(1, self.batch_bytes // self.format.file_bytes)
+        batches = [blocks[start : start + per_batch] for start in range(0, len(blocks), per_batch)]
+        outcomes: list[list[Exception | None]] = [[] for _ in batches]
+        left = len(batches)
+        if not batches:
+            future.set_result([])
+
+        def run(number: int) -> None:
+            nonlocal left
+            outcomes[number] = self._commit(batches[number])
+            with self._lock:
+                self._queued_writes -= len(batches[number])
+                left -= 1
+                last = not left
+            if last:
+                future.set_result([outcome for batch in outcomes for outcome in batch])
+
+        with self._lock:
+            if self._closed:
+                future.set_exception(StoreError("the block store is closed"))
+            elif self._queued_writes + len(blocks) > self.settings.max_queued_writes:
+                bound = self.settings.max_queued_writes
+                future.set_exception(OverloadedError(f"the block store's write queue is full ({self._queued_writes} blocks of {bound})"))
+            else:
+                self._queued_writes += len(blocks)
+                for number in range(len(batches)):
+                    self._writers.submit(run, number)
+        return future
+
+    def _commit(self, batch: Sequence[BlockBuffer]) -> list[Exception | None]:
+        self._no_reads.wait(self.settings.write_yield_s)
+        try:
+            with self.counters.busy("write_seconds"):
+                outcomes, existing = self._committer.commit(batch)
+        except Exception as error:
+            log.exception("a commit of the block store failed")
+            outcomes, existing = [StoreError(f"writing blocks failed: {error!r}")] * len(batch), 0
+        written = sum(outcome is None for outcome in outcomes) - existing
+        self.counters.add("written_blocks", written)
+        self.counters.add("written_bytes", written * self.format.payload_bytes)
+        self.counters.add("existing_blocks", existing)
+        self.counters.add("failed_writes", sum(outcome is not None for outcome in outcomes))
+        return outcomes
+
+    # ---- the rest
+
+    def remove(self, key: bytes) -> None:
+        try:
+            os.unlink(self._layout.path(key))
+            self.counters.add("removed_blocks")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise store_error(f"removing block {key.hex()} from {self._layout.root}", error) from error
+
+    def stats(self) -> dict[str, float]:
+        values = self.counters.snapshot()
+        values["nixl"] = float(self.file_io.engine != "plain")
+        values["direct_io"] = float(self.file_io.direct)
+        values["redone_transfers"] = float(self.file_io.redone + self._write_io.redone)
+        with self._lock:
+            values["queued_reads"] = float(self._queued_reads)
+            values["queued_writes"] = float(self._queued_writes)
+            values["open_files"] = float(self._open_files)
+        return values
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._readers.shutdown()
+        self._writers.shutdown()
+        for reader in list(self._open_readers):
+            reader.close()
+        self.file_io.close()
+        self._write_io.close()
+
+
+def _allow_open_files(wanted: int) -> int:
+    """Raise this process's soft limit towards `wanted` files besides its others; returns how many may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = 512
+    if soft < wanted + others and (hard == resource.RLIM_INFINITY or soft < hard):
+        target = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    allowed = min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - others)
+    if allowed < 1:
+        raise ConfigError(f"too few open files are allowed; raise the hard limit (ulimit -Hn) from {hard} to at least {wanted + others}")
+    return allowed

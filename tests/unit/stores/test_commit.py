@@ -1,0 +1,134 @@
+"""A commit is atomic and durable, whatever kills its process and whoever else commits the same block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dualpath_ray.stores import commit, layout
+from tests.unit.stores.conftest import PAGED, OpenStore, emptied, make_blocks, temporaries
+
+STEPS = ["created", "written", "synced", "renamed", "directories synced"]
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
+from tests.unit.stores.conftest import FINGERPRINT, PAGED, make_blocks
+
+folder, die_at, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = DirectoryStore(folder, PAGED, FINGERPRINT, DirectorySettings(write_threads=1, batch_bytes=300_000))
+
+def step(name):
+    if name == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store._committer.on_step = step
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+sys.stdin.readline()
+blocks = make_blocks(PAGED, 30)
+for turn in range(rounds):
+    outcomes = store.write(blocks).result()
+    assert outcomes == [None] * 30, outcomes
+    for block in blocks if turn < rounds - 1 else []:
+        store.remove(block.key)
+store.close()
+"""
+
+
+def start_writer(folder: Path, die_at: str, rounds: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(folder), die_at, str(rounds)]
+    root = Path(__file__).parents[3]
+    return subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_between_steps_a_block_is_absent_or_whole(open_store: OpenStore, tmp_path: Path, step: str) -> None:
+    folder = tmp_path / "store"
+    child = start_writer(folder, step)
+    _, errors = child.communicate("go\n", timeout=60)
+    assert child.returncode == -signal.SIGKILL, errors
+    store = open_store(temporary_age_s=-60)
+    blocks = make_blocks(PAGED, 30)
+    found = {stored.key for stored in store.scan()}
+    there = [block for block in blocks if block.key in found]
+    assert bool(there) == (step in ("renamed", "directories synced"))
+    if there:
+        targets = emptied(there)
+        reader = store.open(targets).result()
+        reader.read(0, PAGED.layers).result()
+        reader.close()
+        assert all(np.array_equal(a.data, b.data) for a, b in zip(targets, there, strict=True))
+    assert temporaries(folder) == [], "the scan has swept what the dead process left"
+    assert (store.stats()["swept_files"] > 0) == (step in STEPS[:3])
+    assert store.stats()["damaged_files"] == 0
+    assert store.write(blocks).result() == [None] * 30
+
+
+def test_order_of_calls_survives_a_power_cut(open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced before it gets its name, its directory after, and a new subdirectory's parent before both."""
+    calls: list[str] = []
+    real_datasync, real_sync, real_rename = os.fdatasync, os.fsync, os.rename
+
+    def target(fd: int) -> str:
+        return os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), tmp_path / "store")
+
+    def datasync(fd: int) -> None:
+        calls.append("data " + ("temporary" if target(fd).endswith(".tmp") else target(fd)))
+        real_datasync(fd)
+
+    def sync(fd: int) -> None:
+        calls.append(f"directory {target(fd)}")
+        real_sync(fd)
+
+    def rename(source: Path, destination: Path) -> None:
+        calls.append("rename")
+        real_rename(source, destination)
+
+    store = open_store()
+    (block,) = make_blocks(PAGED, 1)
+    monkeypatch.setattr(commit.os, "fdatasync", datasync)
+    monkeypatch.setattr(layout.os, "fsync", sync)
+    monkeypatch.setattr(commit.os, "rename", rename)
+    assert store.write([block]).result() == [None]
+    assert calls == ["directory .", "data temporary", "rename", f"directory {block.key[:1].hex()}"]
+
+
+def test_two_processes_write_the_same_blocks(open_store: OpenStore, tmp_path: Path) -> None:
+    """Both write and remove all blocks, again and again, without a failure; what is left in the end is whole."""
+    folder = tmp_path / "store"
+    children = [start_writer(folder, "never", rounds=8) for _ in range(2)]
+    for child in children:
+        go(child)
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+    store = open_store()
+    blocks = make_blocks(PAGED, 30)
+    found = {stored.key for stored in store.scan()}
+    assert found <= {block.key for block in blocks}
+    assert found, "the writer that ended last removed nothing after its last write"
+    there = [block for block in blocks if block.key in found]
+    targets = emptied(there)
+    reader = store.open(targets).result()
+    reader.read(0, PAGED.layers).result()
+    reader.close()
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(targets, there, strict=True))
+    assert temporaries(folder) == []
+    assert store.stats()["damaged_files"] == 0
