@@ -31,9 +31,9 @@ class ActorCalls:
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        self._handles: dict[str, ActorHandle] = {}
+        self._handles: dict[str, ActorHandle[Any]] = {}
 
-    def handle(self, name: str) -> ActorHandle:
+    def handle(self, name: str) -> ActorHandle[Any]:
         """Raises TransferError when there is no such actor (now)."""
         if name not in self._handles:
             try:

@@ -19,7 +19,7 @@ from actors.messages import ModelFacts, Submission
 from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError
 from dualpath_ray.kv.keys import block_keys, root_key
 from dualpath_ray.messages import DecodeTask, Route
-from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage
+from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationUsage
 from dualpath_ray.serving.model_card import ModelCard
 from dualpath_ray.telemetry import exposition, tracing
 from dualpath_ray.telemetry.metrics import Metrics
@@ -99,6 +99,11 @@ class ClusterClient:
         try:
             with tracing.span("request", request.trace, request_id=request.request_id, prompt_tokens=len(request.tokens)) as span:
                 while True:
+                    reason = _ended(request, emitted)
+                    if reason is not None:  # only the end mark of an attempt that died was lost
+                        outcome = reason
+                        yield GenerationDelta((), reason)
+                        return
                     attempt = _attempt(request, emitted, deadline, span.carrier())
                     try:
                         async for delta in self._attempt(attempt, epoch, facts):
@@ -146,7 +151,9 @@ class ClusterClient:
             if not finished:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
 
-    def _count(self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float) -> None:
+    def _count(
+        self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float
+    ) -> None:
         metrics = self._metrics
         now = time.monotonic()
         metrics.ttft.observe(first_at - started)
@@ -164,6 +171,13 @@ class ClusterClient:
 
     async def aclose(self) -> None:
         """Nothing to give back: handles are Ray's."""
+
+
+def _ended(request: GenerationRequest, emitted: list[int]) -> FinishReason | None:
+    """Why nothing is left to generate, if so."""
+    if emitted and emitted[-1] in request.stop_token_ids and len(emitted) > request.min_new_tokens:
+        return "stop"
+    return "length" if len(emitted) >= request.max_new_tokens else None
 
 
 def _attempt(request: GenerationRequest, emitted: list[int], deadline: float, carrier: dict[str, str]) -> GenerationRequest:
@@ -186,7 +200,12 @@ def _whole(usage: GenerationUsage, request: GenerationRequest, emitted: list[int
     prompt = len(request.tokens)
     cached = min(usage.cached_tokens, prompt)
     return replace(
-        usage, prompt_tokens=prompt, cached_tokens=cached, computed_tokens=prompt - cached, completion_tokens=len(emitted), attempts=epoch + 1
+        usage,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        computed_tokens=prompt - cached,
+        completion_tokens=len(emitted),
+        attempts=epoch + 1,
     )
 
 

@@ -46,11 +46,14 @@ def connect_ray(settings: Settings) -> bool:
         return False
     address, namespace = settings.cluster.address, settings.cluster.namespace
     if address != "local" or "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ.get("RAY_ADDRESS", address), namespace=namespace, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=os.environ.get("RAY_ADDRESS", address), namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
         return False
     # Ray would otherwise switch token authentication on and write a token into the user's home.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    nodes = [*[settings.cluster.prefill_resources] * settings.cluster.prefill_nodes, *[settings.cluster.decode_resources] * settings.cluster.decode_nodes]
+    nodes = [
+        *[settings.cluster.prefill_resources] * settings.cluster.prefill_nodes,
+        *[settings.cluster.decode_resources] * settings.cluster.decode_nodes,
+    ]
     custom: dict[str, float] = {}
     for resources in nodes:
         for name, amount in resources.items():
@@ -64,7 +67,7 @@ def connect_ray(settings: Settings) -> bool:
         resources=custom,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     return True
 
@@ -76,7 +79,7 @@ class Cluster:
     settings: Settings
     namespace: str
     group: PlacementGroup | None = None
-    actors: dict[str, ActorHandle] = field(default_factory=dict)
+    actors: dict[str, ActorHandle[Any]] = field(default_factory=dict)
 
     @classmethod
     def start(cls, settings: Settings) -> Cluster:
@@ -127,7 +130,9 @@ class Cluster:
         started = {SCHEDULER: scheduler.start.remote()}
         for bundle, (node_id, role) in enumerate(self._nodes()):
             name = gateway_name(node_id)
-            gateway = self._create(name, StorageGatewayActor, (settings, Identity(name, node_id, self.namespace, model_path)), environment, bundle)
+            gateway = self._create(
+                name, StorageGatewayActor, (settings, Identity(name, node_id, self.namespace, model_path)), environment, bundle
+            )
             started[name] = gateway.start.remote()
             for index in range(settings.cluster.engines_per_node):
                 engine_id = f"{role}-{node_id}-{index}"
@@ -156,26 +161,23 @@ class Cluster:
 
     def _create(
         self, name: str, kind: type, arguments: tuple[Any, ...], environment: Mapping[str, str], bundle: int | None, engine: bool = False
-    ) -> ActorHandle:
+    ) -> ActorHandle[Any]:
         """A named actor that Ray restarts for ever."""
         strategy: Any = "DEFAULT"
-        if bundle is not None:
+        if bundle is not None and self.group is not None:
             strategy = PlacementGroupSchedulingStrategy(placement_group=self.group, placement_group_bundle_index=bundle)
-        handle = (
-            ray.remote(kind)
-            .options(
-                name=name,
-                namespace=self.namespace,
-                num_cpus=self.settings.cluster.engine_cpus if engine else 0,
-                num_gpus=self.settings.cluster.engine_gpus if engine else 0,
-                scheduling_strategy=strategy,
-                max_restarts=-1,
-                max_task_retries=0,
-                max_concurrency=MAX_CONCURRENT_CALLS,
-                runtime_env={"env_vars": dict(environment)},
-            )
-            .remote(*arguments)
-        )
+        remote: Any = ray.remote(kind)
+        handle: ActorHandle[Any] = remote.options(
+            name=name,
+            namespace=self.namespace,
+            num_cpus=self.settings.cluster.engine_cpus if engine else 0,
+            num_gpus=self.settings.cluster.engine_gpus if engine else 0,
+            scheduling_strategy=strategy,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=MAX_CONCURRENT_CALLS,
+            runtime_env={"env_vars": dict(environment)},
+        ).remote(*arguments)
         self.actors[name] = handle
         return handle
 
@@ -187,4 +189,3 @@ class Cluster:
         if self.group is not None:
             remove_placement_group(self.group)
             self.group = None
-

@@ -15,7 +15,6 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.models.shape import read_shape
 from dualpath_ray.transfer.endpoint import EndpointSettings
 
-
 log = logging.getLogger(__name__)
 
 
@@ -58,9 +57,7 @@ def facts_of(settings: Settings, identity: Identity) -> ModelFacts:
     shape = read_shape(identity.model_path)
     geometry = KVGeometry(shape.layers, shape.kv_heads, shape.head_dim, settings.model.dtype, settings.model.block_tokens)
     context = min(settings.model.max_context or shape.max_context, shape.max_context)
-    return ModelFacts(
-        model_fingerprint(shape.path, settings.model.dtype), geometry, context, identity.model_path, settings.model.name
-    )
+    return ModelFacts(model_fingerprint(shape.path, settings.model.dtype), geometry, context, identity.model_path, settings.model.name)
 
 
 def endpoint_settings(settings: Settings) -> EndpointSettings:
@@ -82,5 +79,3 @@ def device_of(settings: Settings) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-

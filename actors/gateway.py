@@ -138,6 +138,8 @@ class StorageGatewayActor(SelfStartingActor):
 
 
 def _open_store(storage: StorageSettings, facts: ModelFacts) -> BlockStore:
-    directory = DirectorySettings(io=storage.io, direct=storage.direct, layer_groups=storage.layer_groups, read_threads=storage.read_threads)
+    directory = DirectorySettings(
+        io=storage.io, direct=storage.direct, layer_groups=storage.layer_groups, read_threads=storage.read_threads
+    )
     emulation = EmulationSettings(**storage.emulation.model_dump()) if storage.emulation.active else None
     return open_store(storage.kind, storage.path, facts.geometry, facts.fingerprint, directory=directory, emulation=emulation)

@@ -76,9 +76,7 @@ class PrefillActor(SelfStartingActor):
             self._facts,
             os.getpid(),
         )
-        self._reporter = Reporter(
-            ActorCalls(self._identity.namespace), registration, self._load, settings.scheduling.report_interval_s
-        )
+        self._reporter = Reporter(ActorCalls(self._identity.namespace), registration, self._load, settings.scheduling.report_interval_s)
         self._reporter.start()
         return self._service.endpoint.agent_name
 

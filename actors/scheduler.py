@@ -95,7 +95,9 @@ class SchedulerActor:
         if self._facts is None:
             self._facts = registration.facts
         elif self._facts != registration.facts:
-            raise ConfigError(f"{registration.engine_id} serves another model or KV geometry than the rest of the cluster: {registration.facts}")
+            raise ConfigError(
+                f"{registration.engine_id} serves another model or KV geometry than the rest of the cluster: {registration.facts}"
+            )
         known = self._processes.get(registration.engine_id)
         if known is not None and known.registration.peer.agent != registration.peer.agent:
             self._bury(known.registration)
@@ -195,7 +197,9 @@ class SchedulerActor:
         try:
             return await asyncio.wait_for(waiting.route, submission.timeout_s)
         except TimeoutError:
-            raise DeadlineExceededError(f"no engines were free for request {submission.request_id} within {submission.timeout_s:.1f} s") from None
+            raise DeadlineExceededError(
+                f"no engines were free for request {submission.request_id} within {submission.timeout_s:.1f} s"
+            ) from None
         except asyncio.CancelledError:
             raise CancelledError(f"request {submission.request_id} was cancelled while it waited for engines") from None
         finally:

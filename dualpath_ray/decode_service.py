@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -191,11 +191,13 @@ class DecodeService:
 
     # ---- one request
 
-    async def generate(self, task: DecodeTask) -> AsyncIterator[GenerationDelta]:
+    async def generate(self, task: DecodeTask) -> AsyncGenerator[GenerationDelta, None]:
         """Serve one attempt of a request. Closing the iterator cancels it. Raises DualPathError; retryable ones may be tried again."""
         request = task.request
         if len(self._flows) >= self.settings.max_requests:
-            raise OverloadedError(f"decode engine {self.engine_id} holds {len(self._flows)} requests, the most that decode.max_requests allows")
+            raise OverloadedError(
+                f"decode engine {self.engine_id} holds {len(self._flows)} requests, the most that decode.max_requests allows"
+            )
         if request.request_id in self._flows:
             raise OverloadedError(f"an earlier attempt of request {request.request_id} is still being cleaned up")
         now = time.monotonic()
@@ -256,7 +258,12 @@ class DecodeService:
             request.request_id,
             self.endpoint.agent_name,
             self.geometry.blocks_for(len(request.tokens)),
-            tuple(load for part in route.reads if part.node_id == route.decode_node for load in self._loads(flow, part.first_block, part.blocks, 0)),
+            tuple(
+                load
+                for part in route.reads
+                if part.node_id == route.decode_node
+                for load in self._loads(flow, part.first_block, part.blocks, 0)
+            ),
             frozenset([prefill_peer.agent, *(peer.agent for peer in readers.values())]),
             (prefill_peer, *readers.values(), self.endpoint.info),
             timeout_s=flow.time_left(),
@@ -268,7 +275,8 @@ class DecodeService:
             for node_id in sorted(readers):
                 await self._lease_remote(flow, grant, node_id)
         sources = tuple(
-            HitSource(route.peers[part.node_id].agent, lease, positions, part.first_block) for part, lease, positions in self._placed(flow, grant)
+            HitSource(route.peers[part.node_id].agent, lease, positions, part.first_block)
+            for part, lease, positions in self._placed(flow, grant)
         )
         prefill = PrefillTask(
             request.request_id,
@@ -293,7 +301,9 @@ class DecodeService:
 
     def _loads(self, flow: _Flow, first: int, blocks: int, position_offset: int) -> list[BlockLoad]:
         keys, root = flow.task.keys, flow.task.root
-        return [BlockLoad(block - position_offset, keys[block], keys[block - 1] if block else root) for block in range(first, first + blocks)]
+        return [
+            BlockLoad(block - position_offset, keys[block], keys[block - 1] if block else root) for block in range(first, first + blocks)
+        ]
 
     def _parts_by_node(self, flow: _Flow, node_id: str) -> list[tuple[int, int]]:
         return [(part.first_block, part.blocks) for part in flow.task.route.reads if part.node_id == node_id]
@@ -585,7 +595,9 @@ class DecodeService:
     def check_integrity(self) -> None:
         self._pool.check_integrity()
         if self.idle and not self._quarantine and self._pool.free_blocks != self._pool.blocks:
-            raise AssertionError(f"decode engine {self.engine_id} is idle, but {self._pool.blocks - self._pool.free_blocks} pool blocks are taken")
+            raise AssertionError(
+                f"decode engine {self.engine_id} is idle, but {self._pool.blocks - self._pool.free_blocks} pool blocks are taken"
+            )
 
     async def close(self) -> None:
         for flow in list(self._flows.values()):

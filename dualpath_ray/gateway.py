@@ -8,6 +8,7 @@ loop, without Ray; the store and the endpoint have threads of their own.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -128,7 +129,8 @@ class Gateway:
         """
         if request.blocks > self.staging.total_slots:
             raise InvalidRequestError(
-                f"the request needs {request.blocks} staging slots, gateway {self.node_id} has {self.staging.total_slots}: raise staging.slots"
+                f"the request needs {request.blocks} staging slots, gateway {self.node_id} has {self.staging.total_slots}: "
+                "raise staging.slots"
             )
         for peer in request.peers:
             self.endpoint.connect(peer)
@@ -159,7 +161,9 @@ class Gateway:
         try:
             await asyncio.wait_for(turn, request.timeout_s)
         except TimeoutError:
-            raise DeadlineExceededError(f"gateway {self.node_id}: no {request.blocks} staging slots within {request.timeout_s:.1f} s") from None
+            raise DeadlineExceededError(
+                f"gateway {self.node_id}: no {request.blocks} staging slots within {request.timeout_s:.1f} s"
+            ) from None
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
@@ -278,7 +282,7 @@ class Gateway:
     async def _read_groups(self, lease: Lease, reader: BlockReader, request: LeaseRequest) -> None:
         """Read all blocks range by range of layers: the first layers can be streamed while the others are still being read."""
         edges = np.linspace(0, self.geometry.layers, self._groups + 1).astype(int).tolist()
-        ranges = list(zip(edges, edges[1:], strict=False))
+        ranges = list(itertools.pairwise(edges))
         reads = [reader.read(first, stop) for first, stop in ranges]
         forwards: list[asyncio.Future[None]] = []
         try:
@@ -298,9 +302,7 @@ class Gateway:
         remote = _all_layers(forward.slots[positions], self.geometry.layers, layers)
         return self._push(forward.peer, STAGING, local, remote, lease_id=forward.lease_id)
 
-    def _push(
-        self, peer: PeerInfo, region: str, local: Blocks, remote: Blocks, lease_id: int | None = None
-    ) -> asyncio.Future[None]:
+    def _push(self, peer: PeerInfo, region: str, local: Blocks, remote: Blocks, lease_id: int | None = None) -> asyncio.Future[None]:
         """Push staging blocks; the future ends when nothing is under way."""
         self.endpoint.connect(peer)
         future: asyncio.Future[None] = self._loop.create_future()
@@ -327,7 +329,9 @@ class Gateway:
                     if not lease.quiet:
                         await work.quiet.wait()
             except TimeoutError:
-                raise DeadlineExceededError(f"prompt KV incomplete after {delivery.timeout_s:.1f} s: waiting for {sorted(lease.writers)}") from None
+                raise DeadlineExceededError(
+                    f"prompt KV incomplete after {delivery.timeout_s:.1f} s: waiting for {sorted(lease.writers)}"
+                ) from None
             if lease.write_errors:
                 raise TransferError(f"prompt KV is incomplete: {'; '.join(lease.write_errors)}")
             layers = np.arange(self.geometry.layers, dtype=np.int32)
@@ -387,7 +391,9 @@ class Gateway:
     def check_integrity(self) -> None:
         self.staging.check_integrity()
         if self.idle and self.staging.free_slots != self.staging.total_slots:
-            raise AssertionError(f"gateway {self.node_id} is idle, but {self.staging.total_slots - self.staging.free_slots} slots are taken")
+            raise AssertionError(
+                f"gateway {self.node_id} is idle, but {self.staging.total_slots - self.staging.free_slots} slots are taken"
+            )
 
     async def close(self) -> None:
         for task in list(self._tasks):

@@ -145,7 +145,14 @@ class Persister:
             loop.call_soon_threadsafe(future.set_result, None) if error is None else loop.call_soon_threadsafe(future.set_exception, error)
 
         push = Push(
-            grant.agent, POOL, local.astype(np.int32), STAGING, remote.astype(np.int32), done, lease=grant.lease_id, priority=PRIORITY_PERSIST
+            grant.agent,
+            POOL,
+            local.astype(np.int32),
+            STAGING,
+            remote.astype(np.int32),
+            done,
+            lease=grant.lease_id,
+            priority=PRIORITY_PERSIST,
         )
         self._endpoint.push(push)
         await asyncio.shield(future)

@@ -165,9 +165,13 @@ class PrefillService:
         The same holds, as far as it got, when it raises: no byte of this request is under way then.
         """
         if len(self._jobs) >= self.settings.max_requests:
-            raise OverloadedError(f"prefill engine {self.engine_id} holds {len(self._jobs)} requests, the most that prefill.max_requests allows")
+            raise OverloadedError(
+                f"prefill engine {self.engine_id} holds {len(self._jobs)} requests, the most that prefill.max_requests allows"
+            )
         if len(task.tokens) > self._window.capacity_tokens:
-            raise InvalidRequestError(f"a prompt of {len(task.tokens)} tokens does not fit the window of {self._window.capacity_tokens} tokens")
+            raise InvalidRequestError(
+                f"a prompt of {len(task.tokens)} tokens does not fit the window of {self._window.capacity_tokens} tokens"
+            )
         for peer in (task.gateway, *task.peers):
             self.endpoint.connect(peer)
         now = time.monotonic()
@@ -305,7 +309,9 @@ class PrefillService:
             self._end(job, CancelledError(f"prefill of {job.task.request_id} was cancelled"))
         elif job.feed.error is not None:
             self._end(job, job.feed.error)
-        elif error is not None and (job.attempts >= MAX_ATTEMPTS or time.monotonic() > job.deadline or isinstance(error, InvalidRequestError)):
+        elif error is not None and (
+            job.attempts >= MAX_ATTEMPTS or time.monotonic() > job.deadline or isinstance(error, InvalidRequestError)
+        ):
             self._end(job, error)
         elif error is not None:  # another request of the batch was at fault
             self._reopen(job)
@@ -381,4 +387,3 @@ class PrefillService:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             log.debug("prefill engine %s: the loop is closed", self.engine_id)
-

@@ -55,4 +55,5 @@ class KVGeometry:
 
     def signature(self) -> bytes:
         """Canonical bytes of this geometry, committed to by every block key."""
-        return f"layers={self.layers};kv_heads={self.kv_heads};head_dim={self.head_dim};dtype={self.dtype};block_tokens={self.block_tokens}".encode()
+        fields = ("layers", "kv_heads", "head_dim", "dtype", "block_tokens")
+        return ";".join(f"{name}={getattr(self, name)}" for name in fields).encode()

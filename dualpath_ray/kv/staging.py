@@ -49,9 +49,7 @@ class StagingBuffer:
         self.geometry = geometry
         self.slot_stride = round_up(geometry.full_block_bytes, PAGE_BYTES)
         self.arena = allocate(self.slot_stride * slots)
-        self.region = Region(
-            REGION, self.arena.ctypes.data, geometry.layer_block_bytes, geometry.layers, self.slot_stride, groups=slots
-        )
+        self.region = Region(REGION, self.arena.ctypes.data, geometry.layer_block_bytes, geometry.layers, self.slot_stride, groups=slots)
         self.total_slots = slots
         self._free = list(range(slots - 1, -1, -1))
         self._leases: dict[int, Lease] = {}

@@ -337,8 +337,8 @@ class Endpoint:
             elif now > posted.push.deadline:
                 self._posted.remove(posted)
                 self._release(posted.handle)
-                error = TransferError(f"a push to {posted.push.peer} did not end within {self.settings.push_timeout_s} s")
-                self._piece_ended(posted.push, error)
+                overdue = TransferError(f"a push to {posted.push.peer} did not end within {self.settings.push_timeout_s} s")
+                self._piece_ended(posted.push, overdue)
                 ended += 1
         return ended
 

@@ -70,7 +70,7 @@ class WriterDone(msgspec.Struct, tag=True, frozen=True, array_like=True):
 Message = OpenStream | StreamReady | Credit | LayerLanded | CloseStream | StreamClosed | Quiesce | WriterDone
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Message)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:

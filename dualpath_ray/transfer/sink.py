@@ -139,7 +139,9 @@ class LayerSink:
     `window_region` has `ring_slots * capacity_blocks` Layer Blocks: ring slot s starts at block `s * capacity_blocks`.
     """
 
-    def __init__(self, endpoint: Endpoint, window_region: str, staging_region: str, layers: int, ring_slots: int, capacity_blocks: int) -> None:
+    def __init__(
+        self, endpoint: Endpoint, window_region: str, staging_region: str, layers: int, ring_slots: int, capacity_blocks: int
+    ) -> None:
         self._endpoint = endpoint
         self._window, self._staging = window_region, staging_region
         self.layers = layers

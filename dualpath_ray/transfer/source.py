@@ -70,7 +70,7 @@ class StreamSource:
 
     def forget_sink(self, agent: str) -> None:
         """A sink is dead: its streams are closed (pushes under way fail by themselves)."""
-        self._endpoint.call(lambda: [self._close(stream, "the sink is gone") for stream in self._of(lambda s: s.sink == agent)] and None)
+        self._endpoint.call(lambda: self._forget(agent))
 
     # ---- on the endpoint's thread
 
@@ -159,6 +159,10 @@ class StreamSource:
             return
         self._endpoint.send(stream.sink, StreamClosed(stream.number, stream.error, stream.bad_key))
         self._quiet_if_unused(stream.lease)
+
+    def _forget(self, sink: str) -> None:
+        for stream in self._of(lambda s: s.sink == sink):
+            self._close(stream, "the sink is gone")
 
     def _drop(self, lease: int, on_quiet: Callable[[], None]) -> None:
         leased = self._leases.get(lease)

@@ -42,7 +42,16 @@ class Answer:
 class System:
     """One prefill node `p0`, one decode node `d0`."""
 
-    def __init__(self, model: CausalModel, store_path: Path, block_tokens: int, chunk_tokens: int, window_layers: int, slots: int, wrap: StoreWrapper | None) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        store_path: Path,
+        block_tokens: int,
+        chunk_tokens: int,
+        window_layers: int,
+        slots: int,
+        wrap: StoreWrapper | None,
+    ) -> None:
         self.model = model
         self.geometry = model.geometry(block_tokens)
         self.index = BlockIndex()
