@@ -23,12 +23,13 @@ UNLIMITED_SLOTS = 1 << 60
 
 @dataclass(slots=True)
 class EngineAccount:
-    """One engine's load. For a decode engine `accounted_tokens` is also the HBM it will need, so memory is never promised twice."""
+    """One engine's load. `accounted_hbm_tokens` is the part of a decode engine's tokens whose memory is promised."""
 
     load: EngineLoad
     capacity_tokens: int = 0
     accounted_tokens: int = 0
     accounted_requests: int = 0
+    accounted_hbm_tokens: int = 0
     unknown_tokens: int = 0
     unknown_requests: int = 0
     unknown_hbm_tokens: int = 0
@@ -40,7 +41,7 @@ class EngineAccount:
         self.capacity_tokens = max(self.capacity_tokens, load.free_hbm_tokens, load.hbm_capacity_tokens)
         self.unknown_tokens = max(0, load.unfinished_tokens - self.accounted_tokens)
         self.unknown_requests = max(0, load.unfinished_requests - self.accounted_requests)
-        self.unknown_hbm_tokens = max(0, self.capacity_tokens - load.free_hbm_tokens - self.accounted_tokens)
+        self.unknown_hbm_tokens = max(0, self.capacity_tokens - load.free_hbm_tokens - self.accounted_hbm_tokens)
 
     def add(self, request_id: str, tokens: int) -> None:
         self.request_ids[request_id] = None
@@ -64,7 +65,7 @@ class EngineAccount:
 
     @property
     def free_hbm_tokens(self) -> int:
-        return self.capacity_tokens - self.accounted_tokens - self.unknown_hbm_tokens
+        return self.capacity_tokens - self.accounted_hbm_tokens - self.unknown_hbm_tokens
 
     def order(self, placement: str) -> tuple[Any, ...]:
         """Sort key of the engine under a placement rule; smaller is better."""

@@ -8,7 +8,7 @@ policies/accounts.py says how accounts and load reports are combined.
 Tokens accounted to a prefill engine: computed tokens + hit_token_weight * hit tokens. The default weight 1 is the paper's rule ("total
 tokens"). With 95-99 % hits, most of a request's attention and all of its I/O scale with its context, so the total is the better proxy of
 what a GPU and its NICs have to do; computed tokens alone would call a 64K-context turn as light as a 4K one.
-A decode engine is accounted prompt + max_new tokens in whole blocks, as load and as HBM promised.
+A decode engine is accounted prompt + max_new tokens in whole blocks, as load at once and as promised HBM from when `hbm_promise` says.
 
 Cost: O(log engines) per event and per decision.
 """
@@ -180,6 +180,9 @@ class SchedulerCore:
             self._nodes[node_id].accounted_slots -= slots
         running.slots.clear()
         self._refresh_engine(engine)
+        if self.settings.hbm_promise == "decode":
+            self._promise(running, 1)
+            self._refresh_engine(self._engines[running.assignment.decode_engine])
         return True
 
     def finish(self, request_id: str) -> bool:
@@ -188,6 +191,7 @@ class SchedulerCore:
         if running is None:
             return False
         self.prefill_done(request_id)
+        self._promise(running, -1)  # promised at the latest by prefill_done
         del self._running[request_id]
         engine = self._engines[running.assignment.decode_engine]
         engine.drop(request_id, running.demand.kv_tokens)
@@ -235,6 +239,7 @@ class SchedulerCore:
                     self.settings.read_mode,
                     self.settings.min_split_blocks,
                     self.settings.use_resident,
+                    self._turn,
                 ),
             )
             self._withdraw(request_id)
@@ -280,7 +285,10 @@ class SchedulerCore:
             self._decode.refresh(engine, available)
 
     def _refresh_node(self, node: NodeAccount) -> None:
-        self._prefill.refresh_node(node)
+        if node.engine_ids:
+            self._prefill.refresh_node(node)
+        if self.settings.read_mode != "pool":
+            return
         if node.node_id not in self._node_reports or node.load is None:
             self._by_read_queue.discard(node.node_id)
         else:
@@ -319,6 +327,9 @@ class SchedulerCore:
             if demand.prompt_blocks > slots:
                 raise Infeasible(f"request {demand.request_id} needs {demand.prompt_blocks} staging slots; the largest node has {slots}")
 
+    def _promise(self, running: _Running, sign: int) -> None:
+        self._engines[running.assignment.decode_engine].accounted_hbm_tokens += sign * running.demand.kv_tokens
+
     def _withdraw(self, request_id: str) -> RequestDemand | None:
         """Take a request out of the waiting queue."""
         demand = self._waiting.pop(request_id, None)
@@ -344,6 +355,7 @@ class SchedulerCore:
         prefill.last_chosen = decode.last_chosen = self._turn
         prefill.add(demand.request_id, tokens)
         decode.add(demand.request_id, demand.kv_tokens)
+        if self.settings.hbm_promise == "assignment":
+            self._promise(self._running[demand.request_id], 1)
         self._refresh_engine(prefill)
         self._refresh_engine(decode)
-        self._decode.chosen(decode, self._turn)

@@ -33,7 +33,8 @@ class DecodeGroup:
     def __init__(self, group_id: str) -> None:
         self.group_id = group_id
         self.engines: dict[str, EngineAccount] = {}
-        self.seen: dict[str, tuple[int, int, int]] = {}
+        self.seen: dict[str, tuple[int, int]] = {}
+        self.free: dict[str, int] = {}
         self.tokens = 0
         self.requests = 0
         self.free_hbm_tokens = 0
@@ -41,20 +42,20 @@ class DecodeGroup:
 
     def refresh(self, engine: EngineAccount, available: bool) -> None:
         engine_id = engine.load.engine_id
-        old = self.seen.pop(engine_id, (0, 0, 0))
-        new = (engine.tokens, engine.requests, max(0, engine.free_hbm_tokens)) if available else (0, 0, 0)
-        if available:
-            self.engines[engine_id] = engine
-            self.seen[engine_id] = new
-        else:
+        old_tokens, old_requests = self.seen.pop(engine_id, (0, 0))
+        self.tokens -= old_tokens
+        self.requests -= old_requests
+        self.free_hbm_tokens -= self.free.pop(engine_id, 0)
+        if not available:
             self.engines.pop(engine_id, None)
-        self.tokens += new[0] - old[0]
-        self.requests += new[1] - old[1]
-        self.free_hbm_tokens += new[2] - old[2]
-
-    @property
-    def largest_free(self) -> int:
-        return max((free for _, _, free in self.seen.values()), default=0)
+            return
+        tokens, requests, free = engine.tokens, engine.requests, max(0, engine.free_hbm_tokens)
+        self.engines[engine_id] = engine
+        self.seen[engine_id] = (tokens, requests)
+        self.free[engine_id] = free
+        self.tokens += tokens
+        self.requests += requests
+        self.free_hbm_tokens += free
 
 
 class DecodeIndex:
@@ -67,20 +68,14 @@ class DecodeIndex:
         self._by_memory = IndexedHeap()
 
     def refresh(self, engine: EngineAccount, available: bool) -> None:
-        """Take note of a changed engine."""
+        """Take note of a changed engine; the group's turn is that of the engine chosen last (round robin)."""
         group_id = engine.load.group or engine.load.node_id
         group = self._groups.get(group_id)
         if group is None:
             group = self._groups[group_id] = DecodeGroup(group_id)
         group.refresh(engine, available)
+        group.last_chosen = max(group.last_chosen, engine.last_chosen)
         self._refresh_group(group)
-
-    def chosen(self, engine: EngineAccount, turn: int) -> None:
-        """Remember whose turn it was (round robin)."""
-        group = self._groups.get(engine.load.group or engine.load.node_id)
-        if group is not None:
-            group.last_chosen = turn
-            self._refresh_group(group)
 
     def best_engine(self, request: RequestDemand, waiting_tokens: int, nodes: dict[str, NodeAccount]) -> EngineAccount | None:
         """The engine for this request, or None if no engine has the memory now. `waiting_tokens`: KV tokens of all waiting requests."""
@@ -98,11 +93,10 @@ class DecodeIndex:
         return None
 
     def _best_in_group(self, group: DecodeGroup, request: RequestDemand, share: int, nodes: dict[str, NodeAccount]) -> EngineAccount | None:
-        length = request.kv_tokens
+        length, slots = request.kv_tokens, request.prompt_blocks
+        has_slots = {node_id: nodes[node_id].free_slots >= slots for node_id in {e.load.node_id for e in group.engines.values()}}
         fitting = [
-            engine
-            for engine in group.engines.values()
-            if engine.free_hbm_tokens >= length and nodes[engine.load.node_id].free_slots >= request.prompt_blocks
+            engine for engine_id, engine in group.engines.items() if group.free[engine_id] >= length and has_slots[engine.load.node_id]
         ]
         if not fitting:
             return None
@@ -121,6 +115,7 @@ class DecodeIndex:
             self._by_memory.discard(group.group_id)
             del self._groups[group.group_id]
             return
-        load = {"round_robin": 0, "least_requests": group.requests}.get(self._settings.placement, group.tokens)
+        placement = self._settings.placement
+        load = group.tokens if placement == "dualpath" else group.requests if placement == "least_requests" else 0
         self._by_load.set(group.group_id, (load, group.last_chosen))
-        self._by_memory.set(group.group_id, -group.largest_free)
+        self._by_memory.set(group.group_id, -max(group.free.values()))

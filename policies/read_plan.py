@@ -2,8 +2,9 @@
 
 Intent: keep every storage NIC of the cluster equally busy, so that a request's hit KV is complete as early as possible.
 Inputs: the request, the chosen prefill and decode node, candidate nodes with their read queue, bandwidth and free slots.
-Modes: `prefill_only` (Basic), `shorter_queue` (paper section 6: the side whose read queue is shorter; ties go to the decode node, where
-the bytes are needed anyway and the prefill-to-decode copy is saved), `split` and `pool` (water filling, policies/water_filling.py, over the
+Modes: `prefill_only` (Basic), `alternate` (the two sides in turn: the paper's dual path without its scheduling), `shorter_queue`
+(paper section 6: the side whose read queue is shorter; ties go to the decode node, where the bytes are needed anyway and the
+prefill-to-decode copy is saved), `split` and `pool` (water filling, policies/water_filling.py, over the
 two sides or over any node).
 Blocks that a node's DRAM still holds are taken from there first, in every mode.
 """
@@ -36,10 +37,14 @@ def plan_reads(
     mode: ReadMode = "shorter_queue",
     min_split_blocks: int = 1,
     use_resident: bool = True,
+    turn: int = 0,
 ) -> ReadPlan:
-    """A plan that covers each hit block exactly once, in order. `others` matter in mode `pool` only."""
+    """A plan that covers each hit block exactly once, in order.
+
+    `others` matter in mode `pool` only; `turn` counts requests for mode `alternate`.
+    """
     resident = _resident_nodes(request, prefill.node_id, decode.node_id) if use_resident else {}
-    shares = _shares(request, request.hit_blocks - len(resident), prefill, decode, others, mode, min_split_blocks)
+    shares = _shares(request, request.hit_blocks - len(resident), prefill, decode, others, mode, min_split_blocks, turn)
     if not resident:
         return ReadPlan(_consecutive(shares))
     missing = [position for position in range(request.hit_blocks) if position not in resident]
@@ -72,12 +77,15 @@ def _shares(
     others: Sequence[ReadCandidate],
     mode: ReadMode,
     min_split_blocks: int,
+    turn: int,
 ) -> list[tuple[str, int]]:
     """How many storage blocks each node reads, prefill node first. The decode node's slots are leased for the whole prompt already."""
     if blocks == 0:
         return []
     if mode == "prefill_only" or prefill.node_id == decode.node_id:
         candidates = [prefill]
+    elif mode == "alternate":
+        candidates = [(prefill, decode)[turn % 2]]
     elif mode == "shorter_queue":
         on_prefill = prefill.queue_tokens < decode.queue_tokens and prefill.free_slots >= blocks
         candidates = [prefill if on_prefill else decode]

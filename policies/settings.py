@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ReadMode = Literal["prefill_only", "shorter_queue", "split", "pool"]
+ReadMode = Literal["prefill_only", "alternate", "shorter_queue", "split", "pool"]
 Placement = Literal["dualpath", "round_robin", "least_requests"]
 
 
@@ -17,8 +17,9 @@ class SchedulingSettings(BaseModel):
 
     read_mode: ReadMode = Field(
         default="split",
-        description="Which storage NICs read a request's hit blocks: the prefill node's only (prefill_only), the node with the shorter "
-        "read queue (shorter_queue, the paper), prefill and decode node together (split), or any node of the cluster (pool).",
+        description="Which storage NICs read a request's hit blocks: the prefill node's only (prefill_only), prefill and decode node in turn "
+        "(alternate, a baseline), the node with the shorter read queue (shorter_queue, the paper), prefill and decode node together (split), "
+        "or any node of the cluster (pool).",
     )
     placement: Placement = Field(
         default="dualpath",
@@ -40,6 +41,11 @@ class SchedulingSettings(BaseModel):
         default=1.05,
         ge=1.0,
         description="A decode engine above this multiple of its group's mean token load counts as high-token (paper: 1.05).",
+    )
+    hbm_promise: Literal["assignment", "decode"] = Field(
+        default="assignment",
+        description="When a request's decode memory counts as taken: from its assignment, so that a prefilled request never waits for "
+        "memory, or from the end of its prefill (the paper), so that memory is not held idle but a prefilled request may wait in staging.",
     )
     hit_token_weight: float = Field(
         default=1.0,

@@ -63,7 +63,7 @@ def test_resident_blocks_come_from_dram_first() -> None:
     rates=st.lists(st.floats(0.0, 10.0), min_size=4, max_size=4),
     slots=st.lists(st.integers(-5, 100), min_size=4, max_size=4),
     resident=st.dictionaries(st.sampled_from(["n0", "n1", "n9"]), st.frozensets(st.integers(0, 90)), max_size=3),
-    mode=st.sampled_from(["prefill_only", "shorter_queue", "split", "pool"]),
+    mode=st.sampled_from(["prefill_only", "alternate", "shorter_queue", "split", "pool"]),
     smallest=st.integers(1, 20),
     same_node=st.booleans(),
 )
