@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from deploy.http_api.document import add_schemas, body_of
 from deploy.http_api.exchange import Exchange
 from deploy.http_api.request_ids import RequestIds
 from deploy.openai_api.caller import Caller
-from deploy.openai_api.errors import ApiError, api_error
-from deploy.openai_api.reply import JsonReply, Reply
+from deploy.openai_api.errors import CLIENT_CLOSED_REQUEST, ApiError, api_error
+from deploy.openai_api.reply import JsonReply
 from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_api(service: Callable[[], OpenAIService], max_body_bytes: int) -> FastAPI:
-    """The ASGI application. `service` is called per request, so that the application can exist before the service does.
+def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
+    """The ASGI application in front of `service`.
 
     Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
     """
@@ -31,15 +30,9 @@ def make_api(service: Callable[[], OpenAIService], max_body_bytes: int) -> FastA
 
     def generation(path: str, model: type[BaseModel]) -> None:
         async def endpoint(request: Request) -> Response:
-            async def reply() -> Reply:
-                try:
-                    caller = Caller.from_headers(request.headers, request.state.request_id)
-                except ApiError as error:
-                    return JsonReply.of_error(error)
-                return await service().generate(path, body, caller)
-
+            caller = Caller.from_headers(request.headers, request.state.request_id)
             body = await _read_body(request, max_body_bytes)
-            return Exchange(reply)
+            return Exchange(lambda: service.generate(path, body, caller))
 
         api.post(path, summary=model.__doc__, openapi_extra=body_of(model), response_model=None)(endpoint)
 
@@ -50,19 +43,19 @@ def make_api(service: Callable[[], OpenAIService], max_body_bytes: int) -> FastA
 
     @api.get("/v1/models", summary="The served model")
     async def models() -> Response:
-        return _response(service().models())
+        return _response(service.models())
 
     @api.get("/v1/models/{name:path}", summary="The served model, by name")
     async def model(name: str) -> Response:
-        return _response(service().model(name))
+        return _response(service.model(name))
 
     @api.get("/health", summary="200 while requests can be served, otherwise 503")
     async def health() -> Response:
-        return _response(await service().health())
+        return _response(await service.health())
 
     @api.get("/metrics", summary="Metrics in Prometheus' text format")
     async def metrics() -> Response:
-        return PlainTextResponse(await service().metrics(), media_type=METRICS_CONTENT_TYPE)
+        return PlainTextResponse(await service.metrics(), media_type=METRICS_CONTENT_TYPE)
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -83,15 +76,19 @@ def make_api(service: Callable[[], OpenAIService], max_body_bytes: int) -> FastA
 
 async def _read_body(request: Request, limit: int) -> bytes:
     """The whole body. Stops reading past `limit` bytes and raises ApiError (413)."""
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdecimal() else 0
     parts: list[bytes] = []
-    size = int(declared) if (declared := request.headers.get("content-length", "")).isdecimal() else 0
     if size <= limit:
         size = 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                break
+        try:
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    break
+        except ClientDisconnect as error:
+            raise ApiError(CLIENT_CLOSED_REQUEST, "the client left before its body was complete", type="cancelled") from error
     if size > limit:
         raise ApiError(413, f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
     return b"".join(parts)

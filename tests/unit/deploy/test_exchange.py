@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 import uvicorn
+from starlette.types import Message
 
 from deploy.http_api.api import make_api
+from deploy.http_api.exchange import Exchange
+from deploy.openai_api.caller import Caller
 from deploy.openai_api.service import OpenAIService
 from dualpath_ray.config.serving import ServingSettings
 from tests.unit.deploy.emulation import EmulatedCluster
@@ -18,13 +22,13 @@ from tests.unit.deploy.test_http_errors import CHAT, chat
 
 @pytest.fixture
 async def address(service: OpenAIService, limits: ServingSettings) -> AsyncIterator[str]:
-    config = uvicorn.Config(make_api(lambda: service, limits.max_body_bytes), port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(make_api(service, limits.max_body_bytes), port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
+    server.should_exit = server.force_exit = True  # a test that failed may have left requests behind
     await serving
 
 
@@ -58,6 +62,26 @@ async def test_leaving_in_the_middle_of_a_stream_cancels(address: str, cluster: 
         assert '"content":' in await anext(lines)  # arrives while the rest is not even generated
         assert cluster.running
     await gone(cluster)
+    assert len(cluster.closed) == 1
+
+
+async def test_a_client_lost_while_it_is_sent_to_cancels(service: OpenAIService, cluster: EmulatedCluster) -> None:
+    """Between two tokens the generation waits at its yield, where a cancelled task does not reach it."""
+    sending = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if b"content" in message.get("body", b"") and b"role" not in message["body"]:
+            sending.set()
+            await asyncio.Event().wait()
+
+    async def receive() -> Message:
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    body = json.dumps(chat(stream=True)).encode()
+    await Exchange(lambda: service.generate(CHAT, body, Caller("r")))({"type": "http"}, receive, send)
+    assert sending.is_set()
+    assert not cluster.running
     assert len(cluster.closed) == 1
 
 

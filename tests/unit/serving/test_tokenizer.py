@@ -60,6 +60,10 @@ def test_template_features_that_models_use() -> None:
     assert template.render([{"role": "skip"}, {"role": "<ü>"}]) == '<s>{"role": "<ü>"}%'
 
 
+def test_blocks_leave_no_blank_lines() -> None:
+    assert ChatTemplate("a\n  {% if true %}\nb\n  {% endif %}\nc").render([]) == "a\nb\nc"
+
+
 def test_a_template_can_refuse_messages() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InvalidRequestError, match="roles must alternate"):
