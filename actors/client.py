@@ -82,8 +82,12 @@ class ClusterClient:
         names = {SCHEDULER: SCHEDULER} | {name: process["actor"] for name, process in status["processes"].items()}
         calls = (self._calls.call(actor, "metrics", timeout_s=METRICS_TIMEOUT_S) for actor in names.values())
         texts = await asyncio.gather(*calls, return_exceptions=True)
-        parts = [({"process": name}, text) for name, text in zip(names, texts, strict=True) if isinstance(text, str)]
-        return exposition.merge([({"process": "client"}, self._metrics.render()), *parts])
+        parts = [
+            ({"service": name.split("-")[0], "instance": name}, text)
+            for name, text in zip(names, texts, strict=True)
+            if isinstance(text, str)
+        ]
+        return exposition.merge([({"service": "client", "instance": "0"}, self._metrics.render()), *parts])
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""

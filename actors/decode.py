@@ -136,6 +136,3 @@ class DecodeActor(SelfStartingActor):
         metrics.advance(metrics.push_failures, endpoint.failed_pushes)
         metrics.advance(metrics.refused_pushes, endpoint.refused_pushes)
         return metrics.render()
-
-    async def ping(self) -> str:
-        return self._service.endpoint.agent_name

@@ -133,9 +133,6 @@ class StorageGatewayActor(SelfStartingActor):
         metrics.advance(metrics.refused_pushes, gateway.endpoint.stats.refused_pushes)
         return metrics.render()
 
-    async def ping(self) -> str:
-        return self._running.endpoint.agent_name
-
 
 def _open_store(storage: StorageSettings, facts: ModelFacts) -> BlockStore:
     directory = DirectorySettings(

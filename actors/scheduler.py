@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -313,5 +314,5 @@ class SchedulerActor:
             self._metrics.report_age.labels(reporter=name).set(now - process.reported_at)
         return self._metrics.render()
 
-    async def ping(self) -> str:
-        return self._name
+    async def process_id(self) -> int:
+        return os.getpid()

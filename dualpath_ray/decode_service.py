@@ -25,7 +25,7 @@ from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence, StepOutput
 from dualpath_ray.engine.finish import FinishRule
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import BlockIds, PagedPool
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, TransferError
 from dualpath_ray.gateway import POOL
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import block_keys
@@ -46,7 +46,7 @@ from dualpath_ray.persister import Persister, PoolBlock
 from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationUsage
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
-from dualpath_ray.transfer.memory import Region
+from dualpath_ray.transfer.memory import PeerInfo, Region
 from dualpath_ray.transfer.sink import HitSource
 
 log = logging.getLogger(__name__)
@@ -271,6 +271,7 @@ class DecodeService:
         )
         with tracing.span("decode.arm", request.trace, engine=self.engine_id, blocks=local.blocks):
             grant = flow.lease = await self._lease(route.decode_node, local)
+            _check_incarnation(grant, gateway_peer)
             # The decode node's slots always come first, so that no request waits for them while it holds slots of another node.
             for node_id in sorted(readers):
                 await self._lease_remote(flow, grant, node_id)
@@ -327,7 +328,9 @@ class DecodeService:
             timeout_s=flow.time_left(),
             trace=request.trace,
         )
-        flow.remote_leases[node_id] = (await self._lease(node_id, wanted)).lease_id
+        remote = await self._lease(node_id, wanted)
+        flow.remote_leases[node_id] = remote.lease_id
+        _check_incarnation(remote, route.peers[node_id])
 
     def _placed(self, flow: _Flow, grant: LeaseGrant) -> list[tuple[ReadPart, int, tuple[int, ...]]]:
         """Each read part with its lease and the positions of its blocks in that lease."""
@@ -619,3 +622,9 @@ class DecodeService:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             log.debug("decode engine %s: the loop is closed", self.engine_id)
+
+
+def _check_incarnation(grant: LeaseGrant, expected: PeerInfo) -> None:
+    """The lease must be the incarnation's that the route, and so every other process, knows."""
+    if grant.agent != expected.agent:
+        raise TransferError(f"{expected.engine_id} has been restarted since the request was assigned")

@@ -207,7 +207,7 @@ class Gateway:
         """Ask those that may still write until they have answered or are known to be dead."""
         while lease.writers:
             for writer in list(lease.writers):
-                self.endpoint.send(writer, Quiesce(lease.lease_id))
+                self.endpoint.send(writer, Quiesce(lease.lease_id, self.endpoint.info.metadata))
             await asyncio.sleep(QUIESCE_REPEAT_S)
 
     def _unhold(self, lease: Lease) -> None:

@@ -386,6 +386,8 @@ class Endpoint:
     # ---- leases of others that we write under
 
     def _on_quiesce(self, sender: str, message: Quiesce) -> None:
+        if sender not in self._peers:
+            self._agent.add_remote_agent(message.metadata)  # to answer; for pushes there is `connect`
         closed = self._closed_leases.get((sender, message.lease))
         if closed is not None:
             closed.acknowledged = False  # the acknowledgement may have been lost: say it again

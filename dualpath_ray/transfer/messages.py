@@ -55,9 +55,13 @@ class StreamClosed(msgspec.Struct, tag=True, frozen=True, array_like=True):
 
 
 class Quiesce(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """Gateway to a writer of a lease that is being released: push nothing more to it, and say when nothing is under way."""
+    """Gateway to a writer of a lease that is being released: push nothing more to it, and say when nothing is under way.
+
+    `metadata` is the gateway's NIXL metadata: the writer may never have heard of it, and must be able to answer.
+    """
 
     lease: int
+    metadata: bytes
 
 
 class WriterDone(msgspec.Struct, tag=True, frozen=True, array_like=True):
