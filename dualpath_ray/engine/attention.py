@@ -89,19 +89,23 @@ class CausalAttention:
         return self._bias[QUERY_TILE - queries :, self._bias.shape[1] - rows :]
 
 
+def decode_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """One token's queries `[1, kv_heads, group, head_dim]` on all of keys and values `[1, kv_heads, N, head_dim]`; returns the shape of `query`.
+
+    The group of query heads that share a KV head is treated as that head's query positions: no mask, no expansion.
+    """
+    return scaled_dot_product_attention(query, keys, values, scale=scale)
+
+
+def split_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[1, kv_heads, N, head_dim]` of KV rows `[N, 2, kv_heads, head_dim]`, as views."""
+    keys, values = rows.permute(1, 2, 0, 3).unsqueeze(1)
+    return keys, values
+
+
 def _attend(
     query: torch.Tensor, rows: torch.Tensor, scale: float | None, *, bias: torch.Tensor | None = None, is_causal: bool = False
 ) -> torch.Tensor:
-    keys, values = rows[:, 0].transpose(0, 1), rows[:, 1].transpose(0, 1)
-    return scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=bias, is_causal=is_causal, scale=scale, enable_gqa=query.shape[0] != keys.shape[0]
-    )[0]
-
-
-def decode_attention(query: torch.Tensor, rows: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """One query `[heads, head_dim]` on rows `[N, 2, kv_heads, head_dim]`; returns `[heads, head_dim]`.
-
-    The query heads that share a KV head are treated as that head's query positions: no mask, no expansion.
-    """
-    kv_heads, head_dim = rows.shape[2:]
-    return _attend(query.view(kv_heads, -1, head_dim), rows, scale).reshape(-1, head_dim)
+    keys, values = split_rows(rows)
+    grouped = query.shape[0] != keys.shape[1]
+    return scaled_dot_product_attention(query[None], keys, values, attn_mask=bias, is_causal=is_causal, scale=scale, enable_gqa=grouped)[0]

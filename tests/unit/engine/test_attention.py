@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dualpath_ray.engine.attention import QUERY_TILE, CausalAttention, decode_attention, dualpath_attention
+from dualpath_ray.engine.attention import QUERY_TILE, CausalAttention, decode_attention, dualpath_attention, split_rows
 from dualpath_ray.errors import ConfigError
 
 
@@ -40,7 +40,8 @@ def test_the_bias_serves_shorter_sequences_after_longer_ones() -> None:
 def test_decode_attention_sees_every_row(heads: int, kv_heads: int) -> None:
     torch.manual_seed(0)
     query, rows = torch.randn(heads, 16), torch.randn(77, 2, kv_heads, 16)
-    torch.testing.assert_close(decode_attention(query, rows, 0.3), by_definition(query[:, None], rows, 0.3)[0], atol=1e-5, rtol=1e-5)
+    out = decode_attention(query.view(1, kv_heads, -1, 16), *split_rows(rows), 0.3).view(heads, 16)
+    torch.testing.assert_close(out, by_definition(query[:, None], rows, 0.3)[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("argument", ["sliding_window", "softcap", "s_aux"])
