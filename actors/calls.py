@@ -107,6 +107,9 @@ class GatewayProxy:
         outcome: LoadOutcome = await self._calls.call(self._name, "deliver", delivery, timeout_s=delivery.timeout_s + GRACE_S)
         return outcome
 
+    async def withdraw(self, request_id: str) -> None:
+        await self._calls.call(self._name, "withdraw", request_id)
+
     async def release(self, lease_id: int, persist: tuple[PersistBlock, ...] = ()) -> None:
         await self._calls.call(self._name, "release", lease_id, persist)
 

@@ -8,6 +8,7 @@ repeated or lost.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -78,16 +79,16 @@ class ClusterClient:
 
     async def metrics(self) -> str:
         """All processes' metrics as one exposition; processes that do not answer are left out."""
-        status = await self.status()
-        names = {SCHEDULER: SCHEDULER} | {name: process["actor"] for name, process in status["processes"].items()}
-        calls = (self._calls.call(actor, "metrics", timeout_s=METRICS_TIMEOUT_S) for actor in names.values())
+        processes = (await self.status())["processes"]
+        sources = [("scheduler", "0", SCHEDULER), *((p["role"], name, p["actor"]) for name, p in processes.items())]
+        calls = (self._calls.call(actor, "metrics", timeout_s=METRICS_TIMEOUT_S) for _, _, actor in sources)
         texts = await asyncio.gather(*calls, return_exceptions=True)
         parts = [
-            ({"service": name.split("-")[0], "instance": name}, text)
-            for name, text in zip(names, texts, strict=True)
+            ({"service": service, "instance": instance}, text)
+            for (service, instance, _), text in zip(sources, texts, strict=True)
             if isinstance(text, str)
         ]
-        return exposition.merge([({"service": "client", "instance": "0"}, self._metrics.render()), *parts])
+        return exposition.merge([({"service": "client", "instance": str(os.getpid())}, self._metrics.render()), *parts])
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""

@@ -94,6 +94,9 @@ class StorageGatewayActor(SelfStartingActor):
     async def deliver(self, delivery: Delivery) -> LoadOutcome:
         return await self._running.deliver(delivery)
 
+    async def withdraw(self, request_id: str) -> None:
+        await self._running.withdraw(request_id)
+
     async def release(self, lease_id: int, persist: tuple[PersistBlock, ...] = ()) -> None:
         await self._running.release(lease_id, persist)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray._private import internal_api
 
 
 def created_bytes() -> int:
     """Bytes of all objects created so far in the object stores of all nodes. Ray must be connected."""
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    private: Any = internal_api  # Ray has no public call for this
+    state = private.get_state_from_address(ray.get_runtime_context().gcs_address)
     total = 0
-    for node in ray.nodes():
+    nodes: Any = ray.nodes  # untyped
+    for node in nodes():
         if node["Alive"]:
-            reply = get_memory_info_reply(state, node["NodeManagerAddress"], node["NodeManagerPort"])
+            reply = private.get_memory_info_reply(state, node["NodeManagerAddress"], node["NodeManagerPort"])
             total += int(reply.store_stats.cumulative_created_bytes)
     return total

@@ -59,6 +59,7 @@ class GatewayCalls(Protocol):
     async def lease(self, request: LeaseRequest) -> LeaseGrant: ...
     async def complete(self, lease_id: int, timeout_s: float) -> LoadOutcome: ...
     async def deliver(self, delivery: Delivery) -> LoadOutcome: ...
+    async def withdraw(self, request_id: str) -> None: ...
     async def release(self, lease_id: int, persist: tuple[PersistBlock, ...] = ()) -> None: ...
 
 
@@ -352,11 +353,12 @@ class DecodeService:
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._spawn(self._give_back(gateway, asked))
+            self._spawn(self._give_back(gateway, wanted.request_id, asked))
             raise
 
-    async def _give_back(self, gateway: GatewayCalls, asked: asyncio.Future[LeaseGrant]) -> None:
+    async def _give_back(self, gateway: GatewayCalls, request_id: str, asked: asyncio.Future[LeaseGrant]) -> None:
         with contextlib.suppress(DualPathError):
+            await gateway.withdraw(request_id)
             await gateway.release((await asked).lease_id)
 
     # ---- prompt KV into the pool, then decode

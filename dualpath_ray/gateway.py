@@ -19,6 +19,7 @@ import numpy as np
 
 from dualpath_ray.errors import (
     BlockError,
+    CancelledError,
     DeadlineExceededError,
     DualPathError,
     InvalidRequestError,
@@ -77,6 +78,13 @@ class _Work:
     task: asyncio.Task[None] | None = None
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    request_id: str
+    blocks: int
+    turn: asyncio.Future[None]
+
+
 class Gateway:
     """See the module's docstring. Every method must be called on the event loop that `start` was awaited on."""
 
@@ -103,7 +111,7 @@ class Gateway:
         self.source = StreamSource(self.endpoint, STAGING, WINDOW, geometry.layers)
         self._loop: asyncio.AbstractEventLoop
         self._work: dict[int, _Work] = {}
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[_Waiter] = deque()
         self._persist_queue_blocks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_index: IndexEvents = lambda added, removed: None
@@ -156,8 +164,8 @@ class Gateway:
         if len(self._waiting) >= self.settings.max_waiting_leases:
             raise OverloadedError(f"gateway {self.node_id}: {len(self._waiting)} requests wait for staging slots already")
         turn: asyncio.Future[None] = self._loop.create_future()
-        entry = (request.blocks, turn)
-        self._waiting.append(entry)
+        waiter = _Waiter(request.request_id, request.blocks, turn)
+        self._waiting.append(waiter)
         try:
             await asyncio.wait_for(turn, request.timeout_s)
         except TimeoutError:
@@ -165,14 +173,19 @@ class Gateway:
                 f"gateway {self.node_id}: no {request.blocks} staging slots within {request.timeout_s:.1f} s"
             ) from None
         finally:
-            if entry in self._waiting:
-                self._waiting.remove(entry)
+            self._waiting.remove(waiter)
             self._loop.call_soon(self._serve_waiting)
 
     def _serve_waiting(self) -> None:
         """Wake the first waiter if its slots are there. It stays first until it has taken them, so nobody overtakes it."""
-        if self._waiting and not self._waiting[0][1].done() and self.staging.can_grant(self._waiting[0][0]):
-            self._waiting[0][1].set_result(None)
+        if self._waiting and not self._waiting[0].turn.done() and self.staging.can_grant(self._waiting[0].blocks):
+            self._waiting[0].turn.set_result(None)
+
+    async def withdraw(self, request_id: str) -> None:
+        """A request that waits for slots needs them no longer: its `lease` call raises CancelledError. Others are left alone."""
+        for waiter in self._waiting:
+            if waiter.request_id == request_id and not waiter.turn.done():
+                waiter.turn.set_exception(CancelledError(f"request {request_id} was withdrawn"))
 
     async def complete(self, lease_id: int, timeout_s: float = 60.0) -> LoadOutcome:
         """Wait until the lease's blocks are in memory and forwarded, then release it. Raises what went wrong."""
