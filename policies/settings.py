@@ -17,8 +17,8 @@ class SchedulingSettings(BaseModel):
 
     read_mode: ReadMode = Field(
         default="split",
-        description="Which storage NICs read a request's hit blocks: the prefill node's only (prefill_only), prefill and decode node in turn "
-        "(alternate, a baseline), the node with the shorter read queue (shorter_queue, the paper), prefill and decode node together (split), "
+        description="Which storage NICs read a request's hit blocks: the prefill node's only (prefill_only), both sides in turn "
+        "(alternate, a baseline), the node with the shorter read queue (shorter_queue, the paper), both sides together (split), "
         "or any node of the cluster (pool).",
     )
     placement: Placement = Field(
