@@ -58,10 +58,14 @@ class OpenAIService:
         self._started = int(time.time())
         self._active = 0
 
-    async def generate(self, path: str, raw: bytes, caller: Caller) -> Reply:
-        """Answer the body `raw` sent to `path` (CHAT or TEXT). A StreamReply has its first tokens already, and is the caller's to close."""
+    async def generate(self, path: str, raw: bytes | Mapping[str, Any], caller: Caller) -> Reply:
+        """Answer a body sent to `path` (CHAT or TEXT), as JSON text or parsed.
+
+        A StreamReply has its first tokens already, and is the caller's to close.
+        """
         try:
-            body = _parse(raw)
+            body = _parse(raw) if isinstance(raw, bytes) else raw
+            refuse_unsupported(body)
             if path == CHAT:
                 return await self._chat(body, caller)
             if path == TEXT:
@@ -171,7 +175,6 @@ def _parse(raw: bytes) -> Mapping[str, Any]:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    refuse_unsupported(body)
     return body
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -46,6 +46,10 @@ async def complete(
                 raise CancelledError(f"request {request.request_id} was cancelled by the cluster; send it again")
             usage = replace(delta.usage or usage, completion_tokens=stream.tokens)
             yield TextDelta(text, usage, stream.finish_reason)
+        if delta.finish_reason is not None:
+            # It has nothing more to say, but closing it before it could return would look like a cancelled request.
+            with suppress(StopAsyncIteration, TimeoutError):
+                await asyncio.wait_for(anext(deltas), GRACE_S)
 
 
 async def _next(deltas: AsyncGenerator[GenerationDelta, None], deadline: float, request: GenerationRequest) -> GenerationDelta:

@@ -43,8 +43,8 @@ class EmulatedCluster:
                     await asyncio.Event().wait()
                 await asyncio.sleep(0)
                 delta = self._delta(request, index)
-                finished = delta.finish_reason is not None
                 yield delta
+                finished = delta.finish_reason is not None
                 if finished:
                     return
         finally:

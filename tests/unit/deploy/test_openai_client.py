@@ -22,6 +22,7 @@ async def test_chat(client: openai.AsyncOpenAI, cluster: EmulatedCluster) -> Non
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", ANSWER, "stop")
     assert reply.object == "chat.completion"
     assert reply.id == cluster.requests[0].request_id
+    assert not cluster.closed
     usage = reply.usage
     assert usage is not None and usage.prompt_tokens_details is not None
     prompt = len(cluster.requests[0].tokens)

@@ -1,0 +1,124 @@
+"""The Ray Serve application.
+
+`serve run deploy.app:build config=dualpath.yaml` starts everything; in a Serve configuration file the same is
+`import_path: deploy.app:build` with `args: {config: ...}`. `dualpath serve` deploys it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from actors.client import ClusterClient
+from actors.cluster import Cluster
+from deploy.http_api.api import make_api
+from deploy.openai_api.errors import RETRY_AFTER_S
+from deploy.openai_api.service import OpenAIService
+from dualpath_ray.config import Settings
+from dualpath_ray.errors import DualPathError
+from dualpath_ray.serving.model_card import ModelCard
+from dualpath_ray.serving.tokenizer import Tokenizer
+from dualpath_ray.telemetry import logs, tracing
+
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S = 0.2
+DRAIN_S = 30.0  # how long requests in progress may take to finish when a replica is stopped
+
+
+class Args(BaseModel):
+    """Arguments of `build`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: Path | None = Field(default=None, description="YAML file with settings.")
+    overrides: list[str] | Mapping[str, Any] = Field(default=[], description="Single settings, as `section.field=value` or a mapping.")
+    engines: Literal["start", "attach"] = Field(
+        default="start", description="start: the application runs the engines too; attach: they run already, in cluster.namespace."
+    )
+
+    def settings(self) -> Settings:
+        given = self.overrides
+        return Settings.load(self.config, given if isinstance(given, list) else [f"{name}={value}" for name, value in given.items()])
+
+
+def build(args: Args) -> Application:
+    """The application of `args`. Raises ConfigError."""
+    return application(args.settings(), start_engines=args.engines == "start")
+
+
+def application(settings: Settings, *, start_engines: bool) -> Application:
+    serving = settings.serving
+    http: Any = Http  # what the decorators made of the classes, which type checkers do not see
+    engines: Any = Engines
+    http = http.options(
+        num_replicas=serving.replicas,
+        max_ongoing_requests=serving.max_concurrent_requests,
+        max_queued_requests=serving.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
+    )
+    bound: Application = http.bind(settings, engines.bind(settings) if start_engines else None)
+    return bound
+
+
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3)
+class Engines:
+    """Owns the cluster's actors: they live as long as this replica, and Serve makes a new one, with a new cluster, when it dies."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._cluster = await asyncio.to_thread(Cluster.start, settings)
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_cluster"):
+            await asyncio.to_thread(self._cluster.stop)
+
+
+@serve.deployment(
+    ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3, graceful_shutdown_timeout_s=DRAIN_S, graceful_shutdown_wait_loop_s=0.5
+)
+@serve.ingress()
+class Http:
+    """One HTTP replica: tokenises, asks the cluster, streams text."""
+
+    async def __init__(self, settings: Settings, engines: DeploymentHandle[Any] | None) -> None:  # type: ignore[misc]
+        """`engines` only says that the cluster is part of the application; requests do not pass through it."""
+        instance = serve.get_replica_context().replica_id.unique_id
+        logs.setup(settings.telemetry, "http", instance)
+        tracing.setup(settings.telemetry, "http", instance)
+        self._settings = settings
+        self._client = ClusterClient(settings.cluster.namespace)
+        card = await _described(self._client, settings.cluster.start_timeout_s)
+        tokenizer = await asyncio.to_thread(Tokenizer.from_directory, Path(card.model_path))
+        self._service = OpenAIService(self._client, tokenizer, card, settings.serving)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Serve after the constructor."""
+        return make_api(self._service, self._settings.serving.max_body_bytes)
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_client"):
+            await self._client.aclose()
+        tracing.shutdown()
+
+
+async def _described(client: ClusterClient, timeout_s: float) -> ModelCard:
+    """The served model, as soon as engines that start at the same time can tell."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            return await client.describe()
+        except DualPathError as error:
+            if not error.retryable or asyncio.get_running_loop().time() > deadline:
+                raise
+            logger.info("waiting for the engines: %s", error)
+            await asyncio.sleep(RETRY_PAUSE_S)

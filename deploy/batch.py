@@ -1,0 +1,119 @@
+"""Offline inference: `python -m deploy.batch requests.jsonl results.jsonl`, on its own or under `ray job submit`.
+
+Input and output are OpenAI's batch lines. A running cluster of the configured namespace is used if there is one; otherwise one is
+started for the job and stopped after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from pydantic_core import from_json
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dualpath_ray.cli import Failure
+from dualpath_ray.commands.options import with_settings
+from dualpath_ray.config import Settings
+from dualpath_ray.environment import set_ray_defaults
+from dualpath_ray.errors import ConfigError, DualPathError
+
+
+@click.command()
+@click.argument("requests", type=click.Path(path_type=Path))
+@click.argument("results", type=click.Path(path_type=Path))
+@with_settings
+@click.option("--concurrency", type=click.IntRange(1), default=64, show_default=True, help="Requests in progress at once.")
+@click.option("--tenant", default="", help="Tenant whose cached prompts the requests share.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing results file.")
+def command(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, overwrite: bool) -> None:
+    """Answer the requests of a JSON-lines file. A request that fails has its error in the results; the job goes on."""
+    try:
+        check_input(requests)
+        if results.exists() and (not overwrite or results.samefile(requests)):
+            raise ConfigError(f"{results} exists already; name another file or give --overwrite")
+        set_ray_defaults(settings.cluster.address)
+        _run(requests, results, settings, concurrency, tenant)
+    except DualPathError as error:
+        raise Failure(" ".join(str(error).split())) from error
+
+
+def check_input(path: Path) -> None:
+    """Raise ConfigError unless `path` is a readable file whose first line is a JSON object: found out before anything is started."""
+    try:
+        with path.open("rb") as file:
+            first = next((line for line in file if line.strip()), None)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if first is None:
+        raise ConfigError(f"{path} has no requests")
+    try:
+        is_object = isinstance(from_json(first), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise ConfigError(f"{path} is not a file of JSON lines: its first line is no JSON object")
+
+
+def _run(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str) -> None:
+    import ray
+
+    from actors.cluster import Cluster, connect_ray
+    from deploy.stop_signals import raise_on_signals
+
+    with ExitStack() as stack:
+        if connect_ray(settings):
+            stack.callback(ray.shutdown)
+        raise_on_signals()
+        if not _is_running(settings):
+            stack.callback(Cluster.start(settings).stop)
+        asyncio.run(_answer(requests, results, settings, concurrency, tenant))
+
+
+def _is_running(settings: Settings) -> bool:
+    from actors.client import ClusterClient
+
+    try:
+        ClusterClient.connect(settings.cluster.namespace)
+    except DualPathError:
+        return False
+    return True
+
+
+async def _answer(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str) -> None:
+    from actors.client import ClusterClient
+    from deploy.openai_api.batch import LineDone, bounded_lines, run_batch
+    from deploy.openai_api.service import OpenAIService
+    from dualpath_ray.serving.tokenizer import Tokenizer
+
+    client = ClusterClient.connect(settings.cluster.namespace)
+    card = await client.describe()
+    limits = settings.serving.model_copy(update={"max_concurrent_requests": concurrency})
+    service = OpenAIService(client, Tokenizer.from_directory(Path(card.model_path)), card, limits)
+    done = failed = tokens = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("starting", total=requests.stat().st_size)
+
+        def on_done(line: LineDone) -> None:
+            nonlocal done, failed, tokens
+            done, failed, tokens = done + 1, failed + line.failed, tokens + line.tokens
+            progress.update(bar, advance=line.read_bytes, description=f"{done} done, {failed} failed, {tokens} tokens")
+
+        try:
+            with results.open("w", encoding="utf-8") as file, requests.open("rb") as source:
+                lines = bounded_lines(source, limits.max_body_bytes)
+                await run_batch(service, lines, file, concurrency=concurrency, tenant=tenant, on_done=on_done)
+        except OSError as error:
+            raise ConfigError(f"{error.filename or results}: {error.strerror}; the job stopped") from error
+        finally:
+            await client.aclose()
+    console.print(f"{done} requests done, {failed} of them failed, {tokens} tokens; results in {results}")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,56 @@
+"""Everything that serves HTTP, from Ray up, for as long as a `with` block runs."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import ray
+from ray import serve
+
+from actors.cluster import Cluster, connect_ray
+from deploy.app import application
+from dualpath_ray.config import Settings
+from dualpath_ray.errors import ConfigError
+
+APPLICATION = "dualpath"
+
+
+@contextmanager
+def running_service(settings: Settings) -> Iterator[str]:
+    """Join or start Ray, start the engines and the HTTP application; yields the server's address, `http://host:port`.
+
+    At the end what was started here is stopped again, in reverse order. Raises ConfigError when something cannot start.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with ExitStack() as stack:
+        own_ray = connect_ray(settings)
+        if own_ray:
+            stack.callback(ray.shutdown)
+        cluster = Cluster.start(settings)
+        stack.callback(cluster.stop)
+        host, port = settings.serving.host, settings.serving.port or _free_port(settings.serving.host)
+        _check_free(host, port)
+        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
+        # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
+        stack.callback(serve.shutdown if own_ray else lambda: serve.delete(APPLICATION))
+        try:
+            serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
+        yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Serve reports an occupied port only in the log of its proxy."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; set serving.host and serving.port") from error

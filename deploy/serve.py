@@ -1,0 +1,36 @@
+"""`dualpath serve`: the OpenAI API over HTTP."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import click
+
+from dualpath_ray.commands.options import with_settings
+from dualpath_ray.config import Settings
+from dualpath_ray.environment import set_ray_defaults
+
+
+@click.command()
+@with_settings
+@click.option("--host", help="Address to listen on (serving.host).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (serving.port).")
+def command(settings: Settings, host: str | None, port: int | None) -> None:
+    """Serve the OpenAI API over HTTP until interrupted."""
+    given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update={"serving": settings.serving.model_copy(update=given)})
+    set_ray_defaults(settings.cluster.address)
+    # Only now: importing Ray takes a second, and it reads its environment then.
+    from deploy.running_service import running_service
+    from deploy.stop_signals import raise_on_signals
+
+    raise_on_signals()
+    try:
+        click.echo(f"starting {settings.model.name} ...", err=True)
+        with running_service(settings) as address:
+            raise_on_signals()
+            click.echo(f"serving {settings.model.name} at {address}/v1", err=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
