@@ -32,7 +32,7 @@ def blocks_to_load(
 
     step = max(1, -(-hit_blocks // max(1, candidates - 1)))
     coarse = {*range(0, hit_blocks + 1, step), hit_blocks}
-    best = min(coarse, key=lambda blocks: (total(blocks), -blocks))
+    best: int = min(coarse, key=lambda blocks: (total(blocks), -blocks))
     fine = range(max(0, best - step), min(hit_blocks, best + step) + 1, max(1, step // 8))
-    best = min({*fine, best}, key=lambda blocks: (total(blocks), -blocks))
-    return best
+    chosen: int = min([best, *fine], key=lambda blocks: (total(blocks), -blocks))
+    return chosen

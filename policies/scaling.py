@@ -2,9 +2,10 @@
 
 Intent: meet the queue-time target with the fewest nodes; one rule for both roles.
 Inputs, per role: nodes, utilisation (busy time over time), mean queue time, samples seen since the last change.
-Rule: too few samples (a cold start) change nothing. Utilisation u of n nodes projects to u * n / (n - 1) on one node less. Grow
-while the queue time is above target or utilisation above `high`: to n * u / target_utilisation. Shrink by one node, only if the queue is short and the
-projection stays below `target_utilisation`. When one role wants to grow and the other can give a node, a role switch replaces both.
+Rule: too few samples (a cold start) change nothing. Utilisation u of n nodes projects to u * n / (n - 1) on one node less.
+Grow while the queue time is above target or utilisation above `high`: to n * u / target_utilisation. Shrink by one node, only if
+the queue is short and the projection stays below `target_utilisation`. When one role wants to grow and the other can give a
+node, a role switch replaces both.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+"""What to simulate: a cluster, a system and how its engines are grouped."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.node_spec import NodeSpec
+
+
+class ClusterSpec(BaseModel):
+    """xPyD: x prefill and y decode nodes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefill_nodes: int = Field(default=1, ge=1, description="Prefill nodes (x of xPyD).")
+    decode_nodes: int = Field(default=1, ge=1, description="Decode nodes (y of xPyD).")
+    prefill_group_nodes: int = Field(default=2, ge=1, description="Nodes whose prefill engines run each forward pass in lockstep, at most.")
+    decode_group_nodes: int = Field(default=4, ge=1, description="Nodes whose decode engines step in lockstep, at most.")
+    node: NodeSpec = Field(default=NodeSpec(), description="Hardware of every node.")
+    block_tokens: int = Field(default=64, ge=1, description="Tokens of one Full Block.")
+    quota_s: float = Field(default=0.3, gt=0, description="Attention time of one forward batch (paper: 300 ms).")
+    batch_tokens: int = Field(default=16_384, ge=64, description="Most tokens one engine computes in one forward pass.")
+    alpha_s: float = Field(
+        default=3.0, ge=0, description="A read queue is short up to what the storage NIC reads in this time (paper: 3 s)."
+    )
+    beta_s: float = Field(default=5.0, gt=0, description="An engine is overloaded above what it prefills in this time (paper: 5 s).")
+    min_split_blocks: int = Field(default=8, ge=1, description="Smallest share of a request that is read on another node, in blocks.")
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """(prefill nodes, decode nodes) of a string such as `2P4D`."""
+    match = re.fullmatch(r"(\d+)[pP](\d+)[dD]", text)
+    if not match or int(match[1]) < 1 or int(match[2]) < 1:
+        raise ConfigError(f"nodes: must look like 2P4D with at least one node of each kind, not {text!r}")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,156 @@
+"""Runs of one setting, offline (all agents start together) or online (agents arrive at a rate), with results as plain documents."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.cluster_spec import ClusterSpec
+from dualpath_ray.simulation.measurements import max_over_mean, spread
+from dualpath_ray.simulation.model_spec import model_spec
+from dualpath_ray.simulation.simulator import Simulator
+from dualpath_ray.simulation.trace_files import load_trajectories
+from dualpath_ray.simulation.workload import PAPER_SETS, Trajectory, agents, paper_set
+from policies.baselines import SYSTEMS
+
+TTFT_LIMIT_S = 4.0
+WINDOW_S = 150.0
+
+
+class Experiment(BaseModel):
+    """One run: the document that `dualpath simulate` reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(default="ds-660b", description="ds-660b, ds-27b, qwen-32b, or a directory with the config.json of a dense model.")
+    cluster: ClusterSpec = Field(default=ClusterSpec(prefill_nodes=2, decode_nodes=4), description="Nodes and their hardware.")
+    mode: str = Field(default="ours", description="System to simulate, one of policies.baselines.SYSTEMS.")
+    mal: str = Field(default="64K", description="Synthetic trace set with the paper's statistics: 32K, 48K or 64K.")
+    trace: str | None = Field(default=None, description="Trace file to replay instead of a synthetic set.")
+    agents: int = Field(default=512, ge=1, description="Agents that start together (offline), or the most that may arrive (online).")
+    aps: float | None = Field(default=None, gt=0, description="Agents arriving per second (Poisson); without it all start at 0.")
+    duration_s: float = Field(default=3600.0, gt=0, description="Simulated time of an online run at most.")
+    append_scale: float = Field(default=1.0, gt=0, description="Multiplies appended tokens of every turn.")
+    generation_scale: float = Field(default=1.0, gt=0, description="Multiplies generated tokens of every turn.")
+    seed: int = Field(default=0, ge=0, description="Seed of trace synthesis and arrivals.")
+
+    @field_validator("mode")
+    @classmethod
+    def _known_mode(cls, value: str) -> str:
+        if value not in SYSTEMS:
+            raise ValueError(f"must be one of {', '.join(SYSTEMS)}")
+        return value
+
+    @field_validator("mal")
+    @classmethod
+    def _known_set(cls, value: str) -> str:
+        if value not in PAPER_SETS:
+            raise ValueError(f"must be one of {', '.join(PAPER_SETS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _known_model(self) -> Experiment:
+        try:
+            model_spec(self.model)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def run(experiment: Experiment, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
+    """Run one experiment; `progress` gets the finished share of agents (or of simulated time) now and then."""
+    simulator = build(experiment)
+    if experiment.aps is not None:
+        return _online(experiment, simulator, progress)
+    total = simulator.agents_left
+
+    def watch(step: float) -> None:
+        if progress is not None and simulator.agents_left:
+            progress(1 - simulator.agents_left / total)
+            simulator.loop.at(simulator.loop.now + step, watch, step)
+
+    if progress is not None:
+        simulator.loop.at(0.0, watch, 20.0)
+    simulator.run()
+    started = simulator.results.trajectory
+    return {"jct_s": simulator.finished_at, **_summary(simulator), "agents_done": len(started)}
+
+
+def build(experiment: Experiment) -> Simulator:
+    """The simulator of an experiment, ready to run."""
+    base = _trajectories(experiment)
+    if experiment.aps is None:
+        chosen: Sequence[Trajectory] = agents(base, experiment.agents, experiment.seed)
+        arrivals = None
+    else:
+        rng = random.Random(experiment.seed + 1)
+        arrivals = []
+        time = rng.expovariate(experiment.aps)
+        while time < experiment.duration_s:
+            arrivals.append(time)
+            time += rng.expovariate(experiment.aps)
+        chosen = [base[rng.randrange(len(base))] for _ in arrivals]
+    return Simulator(
+        model_spec(experiment.model),
+        experiment.cluster,
+        SYSTEMS[experiment.mode],
+        chosen,
+        arrivals,
+        experiment.append_scale,
+        experiment.generation_scale,
+    )
+
+
+def _trajectories(experiment: Experiment) -> list[Trajectory]:
+    if experiment.trace is not None:
+        return load_trajectories(experiment.trace)
+    return paper_set(experiment.mal, seed=experiment.seed)
+
+
+def _online(experiment: Experiment, simulator: Simulator, progress: Callable[[float], None] | None) -> dict[str, Any]:
+    """Run until a window's TTFT passes the limit or the duration ends; figures are of the last sixth of the run."""
+    end = WINDOW_S
+    overloaded = False
+    while True:
+        simulator.run(until=min(end, experiment.duration_s))
+        waiting = simulator.oldest_waiting_s()
+        ttft, arrived = simulator.results.ttft(), np.asarray(simulator.results.arrived)
+        recent = ttft[arrived > end - 2 * WINDOW_S]
+        overloaded = waiting > 4 * TTFT_LIMIT_S or (len(recent) > 0 and float(recent.mean()) > TTFT_LIMIT_S)
+        if progress is not None:
+            progress(min(1.0, end / experiment.duration_s))
+        if overloaded or end >= experiment.duration_s:
+            break
+        end += WINDOW_S
+    summary = _summary(simulator, after=simulator.loop.now * 5 / 6)
+    return {"aps": experiment.aps, "overloaded": overloaded, "stopped_at_s": simulator.loop.now, **summary}
+
+
+def _summary(simulator: Simulator, after: float = 0.0) -> dict[str, Any]:
+    results, now = simulator.results, max(simulator.finished_at, 1e-9)
+    kept = np.asarray(results.arrived) >= after
+    parts = {name: np.asarray(getattr(results, name))[kept] for name in ("queued", "allocated", "read", "prefill")}
+    ttft = results.ttft()[kept]
+    total = float(ttft.mean()) if len(ttft) else 0.0
+    groups = simulator.prefill_groups
+    return {
+        "turns": len(results.arrived),
+        "ttft_s": spread(ttft),
+        "ttst_s": spread(np.asarray(results.second_token)[kept]),
+        "tpot_s": spread(np.asarray(results.per_token)[kept]),
+        "read_s": spread(parts["read"]),
+        "ttft_share": {name: float(values.mean()) / total for name, values in parts.items()} if total else {},
+        "trajectory_s": spread(results.trajectory),
+        "prompt_tokens_per_s": results.prompt_tokens / now,
+        "snic_utilisation": [link.bytes / link.bandwidth / now for link in simulator.snics],
+        "snic_max_over_mean": max_over_mean(simulator.snics, 0.8 * now),
+        "prefill_busy": sum(group.busy_s for group in groups) / len(groups) / now,
+        "prefill_pass_s": sum(group.busy_s for group in groups) / max(1, sum(group.passes for group in groups)),
+        "persisted_bytes": results.persisted_bytes,
+        "events": simulator.loop.events,
+    }

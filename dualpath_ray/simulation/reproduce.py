@@ -1,0 +1,122 @@
+"""The paper's experiments, simulated and put beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dualpath_ray.simulation.cluster_spec import ClusterSpec
+from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.reference import ReferenceCell, reference_cells
+
+APS_GRID = {"ds-660b": tuple(round(0.05 * i, 2) for i in range(2, 13)), "ds-27b": (0.25, 0.3, 0.4, 0.5, 0.6, 0.75)}
+TPOT_LIMIT_S = 0.05
+
+Cell = dict[str, Any]
+
+
+class Reproduction:
+    """Runs each distinct setting once and fills in `ours` of every cell. `online_s` is the simulated length of an online run."""
+
+    def __init__(self, note: Callable[[str], None] = lambda _: None, online_s: float = 3600.0) -> None:
+        self._note = note
+        self._online_s = online_s
+        self._runs: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def cells(self, experiment: str, most_agents: int | None = None) -> list[Cell]:
+        """All cells of an experiment (or `all`), cheapest runs first; settings with more agents than `most_agents` are left out."""
+        wanted = [c for c in reference_cells(experiment) if most_agents is None or c.agents <= most_agents]
+        wanted.sort(key=lambda c: (c.agents, c.mal))
+        return [self._cell(cell) for cell in wanted]
+
+    def _cell(self, cell: ReferenceCell) -> Cell:
+        names = ("experiment", "model", "prefill_nodes", "decode_nodes", "mal", "agents", "mode", "metric")
+        ours = self._capacity(cell) if cell.metric == "capacity_aps" else _pick(cell.metric, self._run(cell, cell.aps))
+        error = (ours - cell.paper) / cell.paper if ours is not None and cell.paper else None
+        filled = {name: getattr(cell, name) for name in names}
+        return {**filled, "ours": ours, "paper": cell.paper, "relative_error": error, "reading_error": cell.reading_error}
+
+    def _run(self, cell: ReferenceCell, aps: float | None) -> dict[str, Any]:
+        key = (cell.model, cell.prefill_nodes, cell.decode_nodes, cell.mal, cell.agents, cell.mode, aps)
+        if key not in self._runs:
+            what = f"{cell.agents} agents" if aps is None else f"{aps:g} APS"
+            self._note(f"{cell.experiment}: {cell.model} {cell.prefill_nodes}P{cell.decode_nodes}D {cell.mal} {what} {cell.mode}")
+            experiment = Experiment(
+                model=cell.model,
+                cluster=ClusterSpec(prefill_nodes=cell.prefill_nodes, decode_nodes=cell.decode_nodes),
+                mode=cell.mode,
+                mal=cell.mal,
+                agents=max(1, cell.agents),
+                aps=aps,
+                duration_s=self._online_s,
+            )
+            self._runs[key] = run(experiment)
+        return self._runs[key]
+
+    def _capacity(self, cell: ReferenceCell) -> float:
+        """The last rate of the paper's grid at which TTFT and TPOT meet the SLO."""
+        last = 0.0
+        for aps in APS_GRID[cell.model]:
+            result = self._run(cell, aps)
+            if result["overloaded"] or result["ttft_s"]["mean"] > 4.0 or result["tpot_s"]["mean"] > TPOT_LIMIT_S:
+                break
+            last = aps
+        return last
+
+
+def _pick(metric: str, result: dict[str, Any]) -> float | None:
+    """The number a cell asks for; None where the run was overloaded and the paper has none to compare."""
+    name = metric.partition("@")[0]
+    if name.endswith("_share"):
+        share = result["ttft_share"].get(name.removesuffix("_share"))
+        return None if share is None else float(share)
+    value = result.get(name)
+    if isinstance(value, dict):
+        value = None if result.get("overloaded") else value.get("mean")
+    return None if value is None else float(value)
+
+
+def document(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Cells with mean absolute relative errors: per figure as the project states its goals, and over all."""
+    jct = [c for c in cells if c["experiment"] == "fig7" and c["mode"] in ("basic", "ours")]
+    errors: dict[str, float | None] = {
+        "fig7_jct": _mean([c["relative_error"] for c in jct]),
+        "fig7_oracle_jct": _mean([c["relative_error"] for c in cells if c["experiment"] == "fig7" and c["mode"] == "oracle"]),
+        "fig7_ratio": _mean([r["relative_error"] for r in ratios(cells)]),
+        "ablation": _mean([s["ours"] - s["paper"] for s in ablation_steps(cells)]),
+        "fig10_capacity": _mean([c["relative_error"] for c in cells if c["metric"] == "capacity_aps"]),
+        "fig10_latency": _mean([c["relative_error"] for c in cells if c["experiment"] == "fig10" and c["metric"] != "capacity_aps"]),
+        "fig13": _mean([c["relative_error"] for c in cells if c["experiment"] == "fig13"]),
+        "table3_jct": _mean([c["relative_error"] for c in cells if c["experiment"] == "table3"]),
+        "all": _mean([c["relative_error"] for c in cells if not c["metric"].partition("@")[0].endswith("_share")]),
+    }
+    return {"mean_abs_rel_error": errors, "ablation_steps": ablation_steps(cells), "fig7_ratios": ratios(cells), "cells": list(cells)}
+
+
+def ratios(cells: Sequence[Cell]) -> list[Cell]:
+    """Basic / Ours of each setting of Figure 7."""
+    found = {(c["model"], c["mal"], c["agents"], c["mode"]): c for c in cells if c["experiment"] == "fig7"}
+    result: list[Cell] = []
+    for (model, mal, count, mode), basic in found.items():
+        ours = found.get((model, mal, count, "ours"))
+        if mode == "basic" and ours is not None:
+            mine, paper = basic["ours"] / ours["ours"], basic["paper"] / ours["paper"]
+            result.append({"model": model, "mal": mal, "agents": count, "ours": mine, "paper": paper, "relative_error": mine / paper - 1})
+    return result
+
+
+def ablation_steps(cells: Sequence[Cell]) -> list[Cell]:
+    """Mean reduction of JCT against Basic after each step, over the agent counts at hand (fractions)."""
+    found = {(c["agents"], c["mode"]): c for c in cells if c["experiment"] == "ablation"}
+    steps: list[Cell] = []
+    for mode in ("layerwise", "layerwise_dual_path", "ours"):
+        counts = [n for n, m in found if m == mode and (n, "basic") in found]
+        if counts:
+            mean = {who: sum(1 - found[n, mode][who] / found[n, "basic"][who] for n in counts) / len(counts) for who in ("ours", "paper")}
+            steps.append({"step": mode, **mean})
+    return steps
+
+
+def _mean(errors: Sequence[float | None]) -> float | None:
+    known = [abs(error) for error in errors if error is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,48 @@
+"""One turn of one agent on its way through the cluster."""
+
+from __future__ import annotations
+
+from policies.vocabulary import Assignment
+
+
+class RoundState:
+    """Mutable state of a turn; times are simulated seconds."""
+
+    __slots__ = (
+        "agent",
+        "arrived",
+        "assignment",
+        "cached",
+        "chunk",
+        "fetched",
+        "first_token",
+        "generate",
+        "granted",
+        "hit",
+        "index",
+        "new",
+        "prompt",
+        "reads_left",
+        "ready",
+        "request_id",
+        "second_token",
+    )
+
+    def __init__(self, agent: int, index: int, request_id: str, prompt: int, hit: int, generate: int, arrived: float) -> None:
+        self.agent = agent
+        self.index = index
+        self.request_id = request_id
+        self.prompt = prompt
+        self.hit = hit
+        self.cached = hit  # tokens whose KV exists
+        self.new = prompt - hit  # tokens left to compute
+        self.generate = generate
+        self.arrived = arrived
+        self.chunk = 0
+        self.reads_left = 0
+        self.fetched = 0.0
+        self.granted = 0.0
+        self.ready = 0.0
+        self.first_token = 0.0
+        self.second_token = 0.0
+        self.assignment: Assignment | None = None

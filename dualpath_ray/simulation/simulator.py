@@ -1,0 +1,287 @@
+"""A simulated cluster: agents, the scheduler core of `policies/`, storage NICs, prefill and decode groups (docs/simulator.md).
+
+A turn: arrival -> scheduler queue -> assignment -> fetched by the prefill engine at the next boundary -> storage reads -> forward passes ->
+first token -> copies to the decode engine -> decode steps -> end of the turn -> tool delay -> the agent's next turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.cluster_spec import ClusterSpec
+from dualpath_ray.simulation.decode_group import DecodeGroup
+from dualpath_ray.simulation.events import EventLoop
+from dualpath_ray.simulation.link import Link
+from dualpath_ray.simulation.measurements import Measurements
+from dualpath_ray.simulation.model_spec import ModelSpec
+from dualpath_ray.simulation.prefill_group import PrefillEngine, PrefillGroup
+from dualpath_ray.simulation.round_state import RoundState
+from dualpath_ray.simulation.workload import Trajectory
+from policies.baselines import System
+from policies.core import SchedulerCore
+from policies.settings import SchedulingSettings
+from policies.vocabulary import EngineLoad, NodeLoad, RequestDemand
+
+NEVER = 1e18
+ENTRY_STEPS = 2.4  # decode steps between a request's KV being in HBM and its first step; from the Oracle's time to second token
+WINDOW_S = 10.0
+
+
+class Simulator:
+    """One run. `arrivals[i]` is when agent i starts; `scale` multiplies appended and generated tokens (paper section 7, sensitivity)."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        system: System,
+        agents: Sequence[Trajectory],
+        arrivals: Sequence[float] | None = None,
+        append_scale: float = 1.0,
+        generation_scale: float = 1.0,
+    ) -> None:
+        self.model, self.cluster, self.system = model, cluster, system
+        self.loop = EventLoop()
+        self.results = Measurements()
+        self.agents_left = len(agents)
+        self.finished_at = 0.0  # when the last turn so far ended
+        self._agents = agents
+        self._append_scale, self._generation_scale = append_scale, generation_scale
+        self._context = [0] * len(agents)
+        self._started = list(arrivals) if arrivals is not None else [0.0] * len(agents)
+        self._states: dict[str, RoundState] = {}
+        self._held: dict[str, tuple[PrefillEngine, int]] = {}
+        self._build()
+        for agent, start in enumerate(self._started):
+            self.loop.at(start, self._arrive, (agent, 0))
+
+    def run(self, until: float = float("inf")) -> float:
+        """Run until all agents are done or `until`; returns the time reached (the job completion time, if all started at 0)."""
+        self.loop.run(until)
+        if self.agents_left and not self.loop.stopped and until == float("inf"):
+            raise ConfigError(f"cluster: {len(self._states)} turns can never be placed; raise hbm_bytes or staging_bytes")
+        return self.loop.now
+
+    def oldest_waiting_s(self) -> float:
+        """How long the oldest turn without a first token has waited."""
+        waiting = [state.arrived for state in self._states.values() if not state.first_token]
+        return self.loop.now - min(waiting) if waiting else 0.0
+
+    @property
+    def snics(self) -> list[Link]:
+        return [self._snic[node] for node in (*self._prefill_nodes, *self._decode_nodes)]
+
+    @property
+    def prefill_groups(self) -> list[PrefillGroup]:
+        return self._prefill_groups
+
+    # --- construction -----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        cluster, node, gpus = self.cluster, self.cluster.node, self.cluster.node.gpus
+        self._prefill_nodes = [f"p{i}" for i in range(cluster.prefill_nodes)]
+        self._decode_nodes = [f"d{i}" for i in range(cluster.decode_nodes)]
+        self._snic = {n: Link(node.snic_bytes_per_s, node.read_latency_s, WINDOW_S) for n in (*self._prefill_nodes, *self._decode_nodes)}
+        prefill_size = min(cluster.prefill_group_nodes, cluster.prefill_nodes)
+        decode_size = min(cluster.decode_group_nodes, cluster.decode_nodes)
+        prefill_room = self._kv_room(prefill_size * gpus, "prefill_nodes")
+        decode_room = int(self._kv_room(decode_size * gpus, "decode_nodes"))
+        self._core = SchedulerCore(self._settings())
+        block_bytes = self.cluster.block_tokens * self.model.kv_token_bytes
+        slots = 0 if self.system.zero_io or not self.system.layerwise else int(node.staging_bytes / block_bytes)
+        for n in (*self._prefill_nodes, *self._decode_nodes):
+            self._core.update_node(NodeLoad(n, 0, 0, node.snic_bytes_per_s, node.cnic_bytes_per_s, slots, slots, 0.0))
+        self._prefill_engines: dict[str, PrefillEngine] = {}
+        self._decode_cnic: dict[str, Link] = {}
+        for n in self._prefill_nodes:
+            for g in range(gpus):
+                links = Link(node.cnic_bytes_per_s), Link(node.cnic_bytes_per_s)
+                room = NEVER if self.system.layerwise else prefill_room
+                self._prefill_engines[f"{n}e{g}"] = PrefillEngine(f"{n}e{g}", n, *links, room)
+                self._core.update_engine(EngineLoad(f"{n}e{g}", n, "prefill", 0, 0, 0, 0.0))
+        for n in self._decode_nodes:
+            for g in range(gpus):
+                self._decode_cnic[f"{n}e{g}"] = Link(node.cnic_bytes_per_s)
+                self._core.update_engine(EngineLoad(f"{n}e{g}", n, "decode", 0, 0, decode_room, 0.0))
+        self._prefill_groups = self._group_prefill(prefill_size)
+        self._decode_group: dict[str, DecodeGroup] = {}
+        for start in range(0, cluster.decode_nodes, decode_size):
+            engines = [f"{n}e{g}" for n in self._decode_nodes[start : start + decode_size] for g in range(gpus)]
+            group = DecodeGroup(engines, decode_room, self.model.decode, self.loop, self._end_turn)
+            self._decode_group.update(dict.fromkeys(engines, group))
+
+    def _kv_room(self, engines: int, field: str) -> float:
+        """Tokens of KV that fit in one GPU's HBM beside its part of the weights."""
+        model, node = self.model, self.cluster.node
+        free = node.hbm_bytes - node.hbm_reserved_bytes - model.replicated_weight_bytes - model.expert_weight_bytes / engines
+        if free < model.kv_token_bytes * self.cluster.block_tokens:
+            raise ConfigError(f"{field}: {model.name} does not fit on {engines} GPUs of {node.hbm_bytes / 1e9:g} GB; use more nodes")
+        return free / model.kv_token_bytes
+
+    def _settings(self) -> SchedulingSettings:
+        """Alpha and beta as in the paper: what a storage NIC reads, a GPU prefills in some seconds (batches of 4 mean turns)."""
+        turns = [turn for trajectory in self._agents[:500] for turn in trajectory.turns]
+        mean_append = sum(append for append, _ in turns) / len(turns) * self._append_scale
+        mean_context = sum(sum(a + g for a, g in t.turns) for t in self._agents[:500]) / len(self._agents[:500]) / 2
+        pass_s = self.model.prefill.seconds(4 * mean_append, 4 * mean_append, 4 * mean_append * mean_context)
+        rate = 4 * (mean_context + mean_append) / pass_s
+        unlimited = self.system.placement != "dualpath"
+        return SchedulingSettings(
+            read_mode=self.system.read_mode,
+            placement=self.system.placement,
+            alpha_tokens=int(self.cluster.alpha_s * self.cluster.node.snic_bytes_per_s / self.model.kv_token_bytes),
+            beta_tokens=1 << 60 if unlimited else max(1, int(self.cluster.beta_s * rate)),
+            max_queued_requests=10_000_000,
+            report_timeout_s=NEVER,
+            min_split_blocks=self.cluster.min_split_blocks,
+            use_resident=False,
+            hbm_promise="decode",
+        )
+
+    def _group_prefill(self, size: int) -> list[PrefillGroup]:
+        engines = list(self._prefill_engines.values())
+        per_group = size * self.cluster.node.gpus if self.model.lockstep else 1
+        copy_s = self._copy_seconds if self.system.layerwise and not self.system.zero_io else None
+        self._group_of: dict[str, PrefillGroup] = {}
+        groups = []
+        for start in range(0, len(engines), per_group):
+            members = engines[start : start + per_group]
+            c = self.cluster
+            group = PrefillGroup(
+                members,
+                self.model.prefill,
+                c.quota_s,
+                c.batch_tokens,
+                c.block_tokens,
+                copy_s,
+                self.loop,
+                self._place,
+                self._read,
+                self._prefilled,
+            )
+            self._group_of.update({engine.engine_id: group for engine in members})
+            groups.append(group)
+        return groups
+
+    # --- a turn's life -------------------------------------------------------------------------------------------------------
+
+    def _arrive(self, what: tuple[int, int]) -> None:
+        agent, index = what
+        append, generate = self._agents[agent].turns[index]
+        append = max(1, round(append * self._append_scale))
+        generate = max(1, round(generate * self._generation_scale))
+        context = self._context[agent]
+        block = self.cluster.block_tokens
+        request_id = f"{agent}.{index}"
+        hit_blocks = context // block
+        state = RoundState(agent, index, request_id, context + append, hit_blocks * block, generate, self.loop.now)
+        self._states[request_id] = state
+        demand_hits = 0 if self.system.zero_io else hit_blocks
+        self._core.submit(RequestDemand(request_id, state.prompt, demand_hits, block, generate, self.loop.now, NEVER))
+        for group in self._prefill_groups:
+            group.wake()
+
+    def _place(self) -> None:
+        """Ask the scheduler core; what it assigns waits at its prefill engine for the group's next boundary."""
+        for assignment in self._core.decide(self.loop.now):
+            state = self._states[assignment.request_id]
+            state.assignment = assignment
+            engine = self._prefill_engines[assignment.prefill_engine]
+            engine.inbox.append(state)
+            self._group_of[engine.engine_id].wake()
+
+    def _read(self, state: RoundState, engine: PrefillEngine) -> None:
+        """The engine has fetched the request: its storage reads are queued now."""
+        now = self.loop.now
+        state.fetched = state.granted = now
+        if state.assignment is None:
+            raise ValueError(f"request {state.request_id} is read without an assignment")
+        blocks = state.assignment.read_plan.storage_blocks()
+        if not blocks:
+            self.loop.at(now, self._reads_complete, (state, engine))
+            return
+        size = self.model.kv_token_bytes * self.cluster.block_tokens
+        state.reads_left = len(blocks)
+        for node_id, count in blocks.items():
+            self.loop.at(self._snic[node_id].transfer(now, count * size), self._one_read, (state, engine, node_id))
+
+    def _one_read(self, what: tuple[RoundState, PrefillEngine, str]) -> None:
+        state, engine, node_id = what
+        self._core.reads_done(state.request_id, node_id)
+        state.reads_left -= 1
+        if state.reads_left:
+            return
+        if self.system.layerwise:
+            self._reads_complete((state, engine))
+        else:
+            loaded = engine.cnic_in.transfer(self.loop.now, state.hit * self.model.kv_token_bytes)
+            self.loop.at(loaded, self._reads_complete, (state, engine))
+
+    def _reads_complete(self, what: tuple[RoundState, PrefillEngine]) -> None:
+        state, engine = what
+        state.ready = self.loop.now
+        engine.ready.append(state)
+        self._group_of[engine.engine_id].wake()
+
+    def _copy_seconds(self, state: RoundState, chunk: int) -> float:
+        """Time the prefill engine's compute NIC needs beside a forward pass: the larger of its two directions.
+
+        In: hit KV (from either side) and KV of earlier chunks. Out: loop-back of what this node read, and what goes to the decode node:
+        the whole prompt if this node read it, only new KV otherwise (paper sections 2.1, 2.2).
+        """
+        inward = state.cached
+        on_prefill = 0
+        if state.assignment is not None:
+            node = state.assignment.prefill_node
+            on_prefill = state.assignment.read_plan.storage_blocks().get(node, 0) * self.cluster.block_tokens
+        outward = 2 * on_prefill + chunk
+        return max(inward, outward) * self.model.kv_token_bytes / self.cluster.node.cnic_bytes_per_s
+
+    def _prefilled(self, state: RoundState, engine: PrefillEngine) -> None:
+        """Prefill is complete and the first token exists; the KV goes to the decode engine."""
+        now = self.loop.now
+        state.first_token = now
+        self._core.prefill_done(state.request_id)
+        if state.assignment is None:
+            raise ValueError(f"request {state.request_id} was prefilled without an assignment")
+        decode_engine = state.assignment.decode_engine
+        if self.system.zero_io:
+            arrived = now
+        else:
+            size = state.prompt * self.model.kv_token_bytes
+            arrived = now + state.chunk * self.model.kv_token_bytes / self.model.layers / self.cluster.node.cnic_bytes_per_s
+            if not self.system.layerwise:
+                arrived = engine.cnic_out.transfer(now, size)
+                self.loop.at(arrived, self._release, (state.prompt, engine))
+            arrived = self._decode_cnic[decode_engine].transfer(arrived, size)
+        if state.generate == 1:
+            self.loop.at(arrived, self._end_turn, state)
+        else:
+            group = self._decode_group[decode_engine]
+            self.loop.at(arrived + ENTRY_STEPS * group.step_s, group.join, state)
+
+    def _release(self, what: tuple[int, PrefillEngine]) -> None:
+        tokens, engine = what
+        engine.free_tokens += tokens
+        if engine.inbox:
+            self._group_of[engine.engine_id].wake()
+
+    def _end_turn(self, state: RoundState) -> None:
+        now = self.loop.now
+        self.finished_at = now
+        self._core.finish(state.request_id)
+        del self._states[state.request_id]
+        self.results.turn(state, now)
+        agent, index = state.agent, state.index + 1
+        block = self.cluster.block_tokens
+        before, after = self._context[agent] // block, (state.prompt + state.generate) // block
+        self.results.persisted_bytes += (after - before) * block * self.model.kv_token_bytes
+        self._context[agent] = state.prompt + state.generate
+        trajectory = self._agents[agent]
+        if index < len(trajectory.turns):
+            delay = trajectory.delays[index - 1] if trajectory.delays else 0.0
+            self.loop.at(now + delay, self._arrive, (agent, index))
+        else:
+            self.results.trajectory.append(now - self._started[agent])
+            self.agents_left -= 1
