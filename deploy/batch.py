@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic_core import from_json
@@ -22,7 +23,17 @@ from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError, DualPathError
 
 
-@click.command()
+class OneLineErrors(click.Command):
+    """Shows the package's own errors as one line, with exit status 2, as `dualpath` does for its commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DualPathError as error:
+            raise Failure(" ".join(str(error).split())) from error
+
+
+@click.command(cls=OneLineErrors)
 @click.argument("requests", type=click.Path(path_type=Path))
 @click.argument("results", type=click.Path(path_type=Path))
 @with_settings
@@ -31,14 +42,11 @@ from dualpath_ray.errors import ConfigError, DualPathError
 @click.option("--overwrite", is_flag=True, help="Replace an existing results file.")
 def command(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, overwrite: bool) -> None:
     """Answer the requests of a JSON-lines file. A request that fails has its error in the results; the job goes on."""
-    try:
-        check_input(requests)
-        if results.exists() and (not overwrite or results.samefile(requests)):
-            raise ConfigError(f"{results} exists already; name another file or give --overwrite")
-        set_ray_defaults(settings.cluster.address)
-        _run(requests, results, settings, concurrency, tenant)
-    except DualPathError as error:
-        raise Failure(" ".join(str(error).split())) from error
+    check_input(requests)
+    if results.exists() and (not overwrite or results.samefile(requests)):
+        raise ConfigError(f"{results} exists already; name another file or give --overwrite")
+    set_ray_defaults(settings.cluster.address)
+    _run(requests, results, settings, concurrency, tenant)
 
 
 def check_input(path: Path) -> None:

@@ -31,7 +31,7 @@ def running_service(settings: Settings) -> Iterator[str]:
             stack.callback(ray.shutdown)
         cluster = Cluster.start(settings)
         stack.callback(cluster.stop)
-        host, port = settings.serving.host, settings.serving.port or _free_port(settings.serving.host)
+        host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
         _check_free(host, port)
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
         # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
@@ -43,7 +43,7 @@ def running_service(settings: Settings) -> Iterator[str]:
         yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     with socket.create_server((host, 0)) as server:
         return int(server.getsockname()[1])
 

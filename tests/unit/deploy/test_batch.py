@@ -154,3 +154,8 @@ def test_results_are_not_overwritten_by_accident(tmp_path: Path) -> None:
         outcome = CliRunner().invoke(batch_command.command, arguments)
         assert (outcome.exit_code, "exists already" in outcome.stderr) == (2, True)
     assert results.read_text() == "precious"
+
+
+def test_a_wrong_setting_is_one_line_too(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(batch_command.command, [str(tmp_path), str(tmp_path), "--set", "serving.prot=1"])
+    assert (outcome.exit_code, "did you mean serving.port" in outcome.stderr) == (2, True)

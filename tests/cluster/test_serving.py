@@ -1,0 +1,135 @@
+"""The HTTP application on real Ray Serve, in front of real engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+
+from actors.client import ClusterClient
+from deploy.app import application
+from deploy.openai_api.batch import run_batch
+from deploy.openai_api.service import OpenAIService
+from deploy.running_service import free_port
+from dualpath_ray.serving.tokenizer import Tokenizer
+from tests.cluster.conftest import RunningCluster
+
+PROMPT = "Every block is read through the storage NIC that is idle. " * 8
+MESSAGES: Any = [{"role": "user", "content": PROMPT}]
+
+
+@pytest.fixture(scope="module")
+def address(shared: RunningCluster) -> Iterator[str]:
+    port = free_port("127.0.0.1")
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
+    serve.run(application(shared.cluster.settings, start_engines=False), name="test", route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture
+async def api(address: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+async def test_greedy_text_is_the_same_streamed_or_whole_cold_or_cached(
+    api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster
+) -> None:
+    name = (await client.describe()).served_name
+    options: dict[str, Any] = {"model": name, "messages": MESSAGES, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = await api.chat.completions.create(**options)
+    await shared.settle(client)
+    stream = await api.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole.choices[0].message.content
+    assert whole.usage is not None and whole.usage.completion_tokens == 12
+    usage = chunks[-1].usage
+    assert usage is not None and usage.prompt_tokens_details is not None
+    cached = usage.prompt_tokens_details.cached_tokens or 0
+    assert cached > 0 and cached % shared.cluster.settings.model.block_tokens == 0
+    assert usage.model_extra["dualpath"]["computed_tokens"] == usage.prompt_tokens - cached  # type: ignore[index]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_lost_client_frees_everything(address: str, client: ClusterClient, shared: RunningCluster, stream: bool) -> None:
+    name = (await client.describe()).served_name
+    body = {"model": name, "messages": MESSAGES, "max_tokens": 700, "ignore_eos": True, "stream": stream}
+    async with httpx.AsyncClient(timeout=60) as http:
+        before = await cancelled(http, address)
+        call = asyncio.create_task(http.post(f"{address}/v1/chat/completions", json=body))
+        await shared.wait_for(client, lambda status: bool(status["running"]))
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await shared.wait_for(client, lambda status: not status["running"])  # `client` checks that nothing else is left either
+        assert await cancelled(http, address) == before + 1
+
+
+async def cancelled(http: httpx.AsyncClient, address: str) -> float:
+    families = text_string_to_metric_families((await http.get(f"{address}/metrics")).text)
+    samples = [sample for family in families for sample in family.samples if sample.name == "dualpath_requests_total"]
+    return sum(sample.value for sample in samples if sample.labels["outcome"] == "cancelled")
+
+
+async def test_bad_requests_are_refused_and_the_service_lives_on(address: str, api: openai.AsyncOpenAI, client: ClusterClient) -> None:
+    name = (await client.describe()).served_name
+    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+        assert (await http.post("/v1/chat/completions", content=b"{")).status_code == 400
+        assert (await http.get("/nowhere")).json()["error"]["code"] == "unknown_url"
+        assert (await http.get("/health")).json() == {"status": "ok"}
+        assert "dualpath_requests_total" in (await http.get("/metrics")).text
+        large = await http.post("/v1/completions", content=b"x" * (33 << 20))
+        assert large.status_code == 413
+    for wrong, code in (
+        ({"model": "other"}, "model_not_found"),
+        ({"max_tokens": 2000}, "context_length_exceeded"),
+        ({"temperature": -1}, "invalid_value"),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await api.chat.completions.create(**{"model": name, "messages": MESSAGES, **wrong})
+        assert caught.value.code == code
+    reply = await api.completions.create(model=name, prompt="still here", max_tokens=2, extra_body={"ignore_eos": True})
+    assert reply.usage is not None and reply.usage.completion_tokens == 2
+
+
+async def test_tenants_share_no_blocks(api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster) -> None:
+    name = (await client.describe()).served_name
+
+    async def cached(tenant: str) -> int:
+        reply = await api.completions.create(
+            model=name, prompt=f"tenants {PROMPT}", max_tokens=1, extra_headers={"X-Tenant": tenant}, extra_body={"ignore_eos": True}
+        )
+        await shared.settle(client)
+        assert reply.usage is not None and reply.usage.prompt_tokens_details is not None
+        return reply.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert await cached("acme") == 0
+    assert await cached("bolt") == 0
+    assert await cached("acme") > 0
+
+
+async def test_a_batch_gives_the_text_that_http_gives(
+    api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster, tmp_path: Path
+) -> None:
+    card = await client.describe()
+    service = OpenAIService(client, Tokenizer.from_directory(Path(card.model_path)), card, shared.cluster.settings.serving)
+    bodies = [{"model": card.served_name, "prompt": f"{index} {PROMPT}", "max_tokens": 5, "temperature": 0} for index in range(6)]
+    lines = [
+        json.dumps({"custom_id": str(index), "method": "POST", "url": "/v1/completions", "body": body}).encode()
+        for index, body in enumerate(bodies)
+    ]
+    path = tmp_path / "out.jsonl"
+    with path.open("w") as results:
+        await run_batch(service, lines, results, concurrency=3)
+    answers = {result["custom_id"]: result["response"]["body"] for result in map(json.loads, path.read_text().splitlines())}
+    for index, body in enumerate(bodies):
+        reply = await api.completions.create(**body)  # type: ignore[call-overload]
+        assert answers[str(index)]["choices"][0]["text"] == reply.choices[0].text
