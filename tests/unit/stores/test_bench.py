@@ -11,7 +11,7 @@ from dualpath_ray.stores import bench
 
 @pytest.mark.parametrize("direct", ["on", "off"])
 def test_a_small_run_reports_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: str) -> None:
-    monkeypatch.setattr(bench.shutil, "which", lambda _: None)  # fio measures for seconds
+    monkeypatch.setattr(bench.shutil, "which", lambda _: None)
     arguments = ["--dir", str(tmp_path), "--block-kib", "256", "--total-mib", "1", "--rounds", "1", "--direct", direct, "--json"]
     result = CliRunner().invoke(bench.command, arguments)
     assert result.exit_code == 0, result.output
@@ -26,7 +26,8 @@ def test_a_small_run_reports_every_figure(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_text_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "run_fio", lambda *_: 1e9)
+    monkeypatch.setattr(bench.shutil, "which", lambda _: "fio")
+    monkeypatch.setattr(bench, "run_fio", lambda *_: 0.001)
     result = CliRunner().invoke(bench.command, ["--dir", str(tmp_path), "--block-kib", "256", "--total-mib", "1", "--rounds", "1"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("256 KiB blocks, ")
