@@ -1,7 +1,8 @@
 """The durable, atomic commit of some blocks to a directory: temporary file, data, fsync, rename, fsync of the directory.
 
 A crash at any point leaves each block either absent or whole. Writers of one key do not exclude each other: the key commits
-to the bytes, so whoever renames last puts the same block in place.
+to the bytes, so whoever renames last puts the same block in place. Each sync waits for a flush of the device, and flushes asked for
+at the same time are merged by it, so the syncs of a batch run in parallel.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from dualpath_ray.stores.layout import DirectoryLayout, fsync_directory
 from dualpath_ray.stores.pieces import Piece
 from dualpath_ray.transfer.memory import allocate
 
+SYNC_THREADS = 8
 ADVICE = {
     errno.ENOSPC: "free space on the file system",
     errno.EDQUOT: "raise the quota or free space",
@@ -53,12 +56,16 @@ class _Draft:
 
 
 class Committer:
-    """Writes blocks under their names. `on_step` is called after each step of a commit with its name (tests kill the process there)."""
+    """Writes blocks under their names, for any number of threads at once.
+
+    `on_step` is called after each step of a commit with the step's name (tests kill the process there).
+    """
 
     def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO) -> None:
         self._format = format
         self._layout = layout
         self._file_io = file_io
+        self._syncers = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="store-sync")
         self.on_step: Callable[[str], None] | None = None
 
     def commit(self, blocks: Sequence[BlockBuffer]) -> tuple[list[Exception | None], int]:
@@ -89,6 +96,9 @@ class Committer:
         except (OSError, BlockCorruptError):
             return False
         return True
+
+    def close(self) -> None:
+        self._syncers.shutdown()
 
     def _create(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None]) -> tuple[list[_Draft], int]:
         size = self._format.header_bytes
@@ -134,28 +144,33 @@ class Committer:
             return self._each(drafts, outcomes, lambda draft: self._file_io.move("WRITE", draft.pieces))
 
     def _each(self, drafts: list[_Draft], outcomes: list[Exception | None], act: Callable[[_Draft], None]) -> list[_Draft]:
-        """Do something to each draft; drafts that fail are discarded. Returns the others."""
-        kept = []
-        for draft in drafts:
+        """Do something to each draft, in parallel; drafts that fail are discarded. Returns the others."""
+
+        def attempt(draft: _Draft) -> bool:
             try:
                 act(draft)
-                kept.append(draft)
+                return True
             except (OSError, PieceError) as error:
                 cause = error.cause if isinstance(error, PieceError) else error
                 outcomes[draft.index] = store_error(f"writing block {draft.block.key.hex()} to {draft.temporary.parent}", cause)
                 self._discard(draft.temporary)
-        return kept
+                return False
+
+        return [draft for draft, done in zip(drafts, self._syncers.map(attempt, drafts), strict=True) if done]
 
     def _sync_directories(self, drafts: list[_Draft], outcomes: list[Exception | None]) -> None:
         by_folder: dict[Path, list[_Draft]] = {}
         for draft in drafts:
             by_folder.setdefault(draft.temporary.parent, []).append(draft)
-        for folder, members in by_folder.items():
+
+        def attempt(folder: Path) -> None:
             try:
                 fsync_directory(folder)
             except OSError as error:
-                for draft in members:
+                for draft in by_folder[folder]:
                     outcomes[draft.index] = store_error(f"making block {draft.block.key.hex()} durable in {folder}", error)
+
+        list(self._syncers.map(attempt, by_folder))
 
     def _discard(self, temporary: Path) -> None:
         with contextlib.suppress(OSError):

@@ -288,6 +288,7 @@ class DirectoryStore:
             self._closed = True
         self._readers.shutdown()
         self._writers.shutdown()
+        self._committer.close()
         for reader in list(self._open_readers):
             reader.close()
         self.file_io.close()
