@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
+from dualpath_ray.simulation.exports import write_chrome_trace, write_parquet
 from dualpath_ray.simulation.measurements import max_over_mean, spread
 from dualpath_ray.simulation.model_spec import model_spec
 from dualpath_ray.simulation.simulator import Simulator
@@ -62,11 +63,23 @@ class Experiment(BaseModel):
         return self
 
 
-def run(experiment: Experiment, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
-    """Run one experiment; `progress` gets the finished share of agents (or of simulated time) now and then."""
+def run(
+    experiment: Experiment,
+    progress: Callable[[float], None] | None = None,
+    chrome_trace: str | Path | None = None,
+    parquet: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run one experiment; `progress` gets the finished share of agents (or of simulated time) now and then. Two files on request."""
     simulator = build(experiment)
-    if experiment.aps is not None:
-        return _online(experiment, simulator, progress)
+    document = _offline(simulator, progress) if experiment.aps is None else _online(experiment, simulator, progress)
+    if chrome_trace is not None:
+        write_chrome_trace(simulator.results, chrome_trace)
+    if parquet is not None:
+        write_parquet(simulator.results, parquet)
+    return document
+
+
+def _offline(simulator: Simulator, progress: Callable[[float], None] | None) -> dict[str, Any]:
     total = simulator.agents_left
 
     def watch(step: float) -> None:
@@ -77,8 +90,7 @@ def run(experiment: Experiment, progress: Callable[[float], None] | None = None)
     if progress is not None:
         simulator.loop.at(0.0, watch, 20.0)
     simulator.run()
-    started = simulator.results.trajectory
-    return {"jct_s": simulator.finished_at, **_summary(simulator), "agents_done": len(started)}
+    return {"jct_s": simulator.finished_at, "agents_done": len(simulator.results.trajectory), **_summary(simulator)}
 
 
 def build(experiment: Experiment) -> Simulator:
@@ -119,7 +131,7 @@ def _online(experiment: Experiment, simulator: Simulator, progress: Callable[[fl
     while True:
         simulator.run(until=min(end, experiment.duration_s))
         waiting = simulator.oldest_waiting_s()
-        ttft, arrived = simulator.results.ttft(), np.asarray(simulator.results.arrived)
+        ttft, arrived = simulator.results.ttft(), simulator.results.column("arrived")
         recent = ttft[arrived > end - 2 * WINDOW_S]
         overloaded = waiting > 4 * TTFT_LIMIT_S or (len(recent) > 0 and float(recent.mean()) > TTFT_LIMIT_S)
         if progress is not None:
@@ -133,19 +145,19 @@ def _online(experiment: Experiment, simulator: Simulator, progress: Callable[[fl
 
 def _summary(simulator: Simulator, after: float = 0.0) -> dict[str, Any]:
     results, now = simulator.results, max(simulator.finished_at, 1e-9)
-    kept = np.asarray(results.arrived) >= after
-    parts = {name: np.asarray(getattr(results, name))[kept] for name in ("queued", "allocated", "read", "prefill")}
+    kept = results.column("arrived") >= after
+    parts = {name: results.column(name)[kept] for name in ("queued", "allocated", "read", "prefill")}
     ttft = results.ttft()[kept]
     total = float(ttft.mean()) if len(ttft) else 0.0
     groups = simulator.prefill_groups
     return {
         "turns": len(results.arrived),
         "ttft_s": spread(ttft),
-        "ttst_s": spread(np.asarray(results.second_token)[kept]),
-        "tpot_s": spread(np.asarray(results.per_token)[kept]),
+        "ttst_s": spread(results.column("second_token")[kept]),
+        "tpot_s": spread(results.column("per_token")[kept]),
         "read_s": spread(parts["read"]),
         "ttft_share": {name: float(values.mean()) / total for name, values in parts.items()} if total else {},
-        "trajectory_s": spread(results.trajectory),
+        "trajectory_s": spread(results.column("trajectory")),
         "prompt_tokens_per_s": results.prompt_tokens / now,
         "snic_utilisation": [link.bytes / link.bandwidth / now for link in simulator.snics],
         "snic_max_over_mean": max_over_mean(simulator.snics, 0.8 * now),

@@ -20,8 +20,12 @@ def _floats() -> array[float]:
 
 @dataclass(slots=True)
 class Measurements:
-    """One entry per finished turn in each array (per agent in `trajectory`), in seconds; NaN where a turn has no such token."""
+    """One entry per finished turn in each array (one per agent in `trajectory`), in seconds; `agent` is its number.
 
+    NaN stands where a turn has no such token.
+    """
+
+    agent: array[float] = field(default_factory=_floats)
     arrived: array[float] = field(default_factory=_floats)
     queued: array[float] = field(default_factory=_floats)
     allocated: array[float] = field(default_factory=_floats)
@@ -29,6 +33,7 @@ class Measurements:
     prefill: array[float] = field(default_factory=_floats)
     second_token: array[float] = field(default_factory=_floats)
     per_token: array[float] = field(default_factory=_floats)
+    ended: array[float] = field(default_factory=_floats)
     trajectory: array[float] = field(default_factory=_floats)
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -36,7 +41,9 @@ class Measurements:
 
     def turn(self, state: RoundState, now: float) -> None:
         """A turn has ended now. Time per output token is counted from the second token on."""
+        self.agent.append(state.agent)
         self.arrived.append(state.arrived)
+        self.ended.append(now)
         self.queued.append(state.fetched - state.arrived)
         self.allocated.append(state.granted - state.fetched)
         self.read.append(state.ready - state.granted)
@@ -48,15 +55,16 @@ class Measurements:
 
     def ttft(self) -> NDArray[np.float32]:
         """Time to first token of each finished turn."""
-        parts = [np.frombuffer(values, dtype=np.float32) for values in (self.queued, self.allocated, self.read, self.prefill)]
-        total: NDArray[np.float32] = parts[0] + parts[1] + parts[2] + parts[3]
-        return total
+        return self.column("queued") + self.column("allocated") + self.column("read") + self.column("prefill")
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """A copy of one array (a view would keep it from growing)."""
+        return np.array(getattr(self, name), dtype=np.float32)
 
 
-def spread(values: array[float] | NDArray[np.float32]) -> dict[str, float]:
+def spread(values: NDArray[np.float32]) -> dict[str, float]:
     """Mean and percentiles; empty for no values."""
-    numbers = np.asarray(values)
-    numbers = numbers[~np.isnan(numbers)]
+    numbers = values[~np.isnan(values)]
     if not len(numbers):
         return {}
     points = np.percentile(numbers, [50, 90, 99])

@@ -1,0 +1,152 @@
+"""The simulator's commands, end to end on tiny runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.commands import bench_scheduler, plan, reproduce, simulate
+from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.reference import EXPERIMENTS, reference_cells
+from dualpath_ray.simulation.reproduce import ablation_steps, document, ratios
+from dualpath_ray.simulation.scheduler_bench import bench
+
+
+def test_simulate_one_cell() -> None:
+    options = [
+        "--model",
+        "ds-27b",
+        "--nodes",
+        "1P1D",
+        "--mal",
+        "32K",
+        "--agents",
+        "4",
+        "--mode",
+        "basic",
+        "--append-scale",
+        "2",
+        "--generation-scale",
+        "1",
+        "--json",
+    ]
+    result = CliRunner().invoke(simulate, options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["jct_s"] > 10 and found["agents_done"] == 4
+    assert set(found["ttft_share"]) == {"queued", "allocated", "read", "prefill"}
+
+
+def test_simulate_from_a_file_with_overrides_and_exports(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: ds-27b\nmal: 32K\nagents: 3\ncluster: {prefill_nodes: 1, decode_nodes: 1}\n")
+    options = [
+        str(config),
+        "--set",
+        "agents=2",
+        "--json",
+        "--chrome-trace",
+        str(tmp_path / "t.json"),
+        "--parquet",
+        str(tmp_path / "t.parquet"),
+    ]
+    result = CliRunner().invoke(simulate, options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["agents_done"] == 2
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events} >= {"prefill", "decode"}
+    assert (tmp_path / "t.parquet").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (["--set", "cluster.node.snic_bytes_per_s=0"], "snic_bytes_per_s"),
+        (["--set", "cluster.prefill_nodes=0"], "prefill_nodes"),
+        (["--set", "cluster.node.hbm_bytes=-1"], "hbm_bytes"),
+        (["--model", "gpt-9"], "model"),
+        (["--mode", "magic"], "mode"),
+        (["--nodes", "0P1D"], "nodes"),
+        (["--set", "nonsense=1"], "nonsense"),
+    ],
+)
+def test_impossible_specs_are_refused_by_name(options: list[str], field: str) -> None:
+    result = CliRunner().invoke(simulate, options)
+    assert isinstance(result.exception, ConfigError)
+    assert field in str(result.exception)
+
+
+def test_online_run_reports_latency_and_overload() -> None:
+    base = Experiment.model_validate(
+        {"model": "ds-27b", "mal": "32K", "cluster": {"prefill_nodes": 1, "decode_nodes": 1}, "aps": 0.1, "duration_s": 300.0}
+    )
+    light = run(base)
+    assert not light["overloaded"] and 0 < light["ttft_s"]["mean"] < 2
+    heavy = run(base.model_copy(update={"aps": 20.0, "mode": "basic"}))
+    assert heavy["overloaded"]
+
+
+def test_reference_tables() -> None:
+    cells = reference_cells()
+    assert {cell.experiment for cell in cells} == set(EXPERIMENTS)
+    assert len(reference_cells("fig7")) == 2 * 3 * 3 * 4
+    assert next(c for c in cells if c.metric == "ttft_s@0.45").aps == 0.45
+
+
+def test_document_sums_up_errors() -> None:
+    def cell(experiment: str, mode: str, ours: float, paper: float) -> dict[str, object]:
+        named = {"experiment": experiment, "model": "m", "mal": "64K", "agents": 1, "mode": mode, "metric": "jct_s"}
+        return {**named, "ours": ours, "paper": paper, "relative_error": ours / paper - 1}
+
+    cells = [
+        cell("fig7", "basic", 200, 100),
+        cell("fig7", "ours", 50, 100),
+        cell("ablation", "basic", 10, 10),
+        cell("ablation", "ours", 5, 6),
+    ]
+    assert ratios(cells)[0]["ours"] == 4.0
+    assert ablation_steps(cells) == [{"step": "ours", "ours": 0.5, "paper": 0.4}]
+    errors = document(cells)["mean_abs_rel_error"]
+    assert errors["fig7_jct"] == pytest.approx(0.75)
+    assert errors["fig7_ratio"] == pytest.approx(3.0)
+    assert errors["ablation"] == pytest.approx(0.1)
+
+
+def test_reproduce_and_plots(tmp_path: Path) -> None:
+    assert CliRunner().invoke(reproduce, ["fig7", "--max-agents", "1", "--json"]).exit_code == 0
+    from dualpath_ray.simulation.plots import plot_reproduction
+
+    cells = [
+        {"experiment": "fig7", "model": "m", "mal": "64K", "agents": 1, "mode": "ours", "metric": "jct_s", "ours": 1.0, "paper": 2.0},
+        {
+            "experiment": "fig10",
+            "model": "m",
+            "mal": "64K",
+            "agents": 0,
+            "mode": "ours",
+            "metric": "ttft_s@0.1",
+            "ours": None,
+            "paper": 2.0,
+        },
+    ]
+    assert [file.name for file in plot_reproduction(cells, tmp_path)] == ["fig7.png", "fig10_ttft.png"]
+
+
+def test_plan_finds_a_cluster() -> None:
+    options = ["--model", "ds-27b", "--gpus", "16", "--aps", "0.05", "--mal", "32K", "--duration", "200", "--json"]
+    result = CliRunner().invoke(plan, options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["found"] and found["choice"]["gpus"] == 16
+    assert found["choice"]["binds"] in ("storage NIC", "prefill compute", "decode step") and found["choice"]["relief"]
+
+
+def test_scheduler_bench_reports_all_keys() -> None:
+    result = CliRunner().invoke(bench_scheduler, ["--engines", "24", "--seconds", "0.5", "--rate", "200", "--json"])
+    found = json.loads(result.stdout)
+    assert {"decisions_per_s", "decision_p50_s", "decision_p99_s", "cores_at_paper_rate", "rss_bytes"} <= set(found)
+    assert bench(24, 200.0, 0.5)["decisions"] == found["decisions"] == 100

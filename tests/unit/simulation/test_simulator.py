@@ -1,0 +1,140 @@
+"""Small runs of every system: conservation, order of the systems, and the parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.cluster_spec import ClusterSpec, parse_nodes
+from dualpath_ray.simulation.curves import DecodeCurve, PrefillCurve, interpolate
+from dualpath_ray.simulation.decode_group import DecodeGroup
+from dualpath_ray.simulation.events import EventLoop
+from dualpath_ray.simulation.link import Link
+from dualpath_ray.simulation.measurements import max_over_mean
+from dualpath_ray.simulation.model_spec import ModelSpec, attention_kv_token_bytes, dense_spec, latent_kv_token_bytes, model_spec
+from dualpath_ray.simulation.node_spec import NodeSpec
+from dualpath_ray.simulation.round_state import RoundState
+from dualpath_ray.simulation.simulator import Simulator
+from dualpath_ray.simulation.workload import Trajectory, agents, paper_set
+from policies.baselines import SYSTEMS
+from policies.vocabulary import Assignment, ReadPlan
+
+TINY = ModelSpec(
+    "tiny", 4, 1000, 1e9, 0.0, PrefillCurve(((0.0, 0.01), (1000.0, 0.02)), 0.0, 0.5, 1e-6), DecodeCurve(((0.0, 0.01), (10.0, 0.02)), 0.0)
+)
+SMALL = ClusterSpec(prefill_nodes=1, decode_nodes=1, node=NodeSpec(gpus=2, hbm_bytes=10e9, hbm_reserved_bytes=0.0, snic_bytes_per_s=1e8))
+
+
+def small_run(mode: str, count: int = 20, cluster: ClusterSpec = SMALL) -> Simulator:
+    simulator = Simulator(TINY, cluster, SYSTEMS[mode], agents([Trajectory(((2000, 20), (300, 15), (50, 1), (10, 40)))], count))
+    simulator.run()
+    return simulator
+
+
+@pytest.mark.parametrize("mode", list(SYSTEMS))
+def test_every_turn_ends_exactly_once_and_nothing_stays_accounted(mode: str) -> None:
+    simulator = small_run(mode)
+    assert simulator.agents_left == 0
+    assert len(simulator.results.arrived) == 20 * 4 + 19  # copies have one more turn
+    assert simulator._core.running == simulator._core.queued == 0
+    assert all(engine.free_tokens == engine.free_tokens for engine in simulator._prefill_engines.values())
+    for name in ("p0", "d0"):
+        assert simulator._core.node_account(name).read_tokens == 0
+        assert simulator._core.node_account(name).accounted_slots == 0
+
+
+def test_runs_repeat_exactly() -> None:
+    assert small_run("split").finished_at == small_run("split").finished_at
+
+
+def test_storage_bound_systems_come_in_the_right_order() -> None:
+    times = {mode: small_run(mode, 60).finished_at for mode in ("oracle", "split", "ours", "layerwise", "basic")}
+    assert times["oracle"] < times["split"] <= times["ours"] < times["layerwise"] <= times["basic"]
+
+
+def test_basic_reads_on_the_prefill_node_only_and_dual_path_on_both() -> None:
+    prefill, decode = small_run("basic").snics
+    assert prefill.bytes > 0 and decode.bytes == 0
+    prefill, decode = small_run("ours").snics
+    assert 0.5 < prefill.bytes / decode.bytes < 2.0
+
+
+def test_all_hit_bytes_are_read_once() -> None:
+    for mode in ("basic", "ours", "split", "pool"):
+        simulator = small_run(mode)
+        results = simulator.results
+        assert sum(link.bytes for link in simulator.snics) == pytest.approx(_hit_tokens(simulator) * 1000)
+        assert results.persisted_bytes > 0
+
+
+def _hit_tokens(simulator: Simulator) -> int:
+    total = 0
+    for trajectory in simulator._agents:
+        context = 0
+        for append, generation in trajectory.turns:
+            total += context // 64 * 64
+            context += append + generation
+    return total
+
+
+def test_tool_delays_lengthen_the_run() -> None:
+    turns = ((100, 5), (10, 5))
+    quick = Simulator(TINY, SMALL, SYSTEMS["ours"], [Trajectory(turns)]).run()
+    slow = Simulator(TINY, SMALL, SYSTEMS["ours"], [Trajectory(turns, (7.0, 7.0))]).run()
+    assert slow == pytest.approx(quick + 7.0, abs=0.5)
+
+
+def test_arrivals_and_scales() -> None:
+    run = Simulator(TINY, SMALL, SYSTEMS["ours"], [Trajectory(((100, 5),))], arrivals=[50.0], append_scale=2.0, generation_scale=3.0)
+    assert run.run() > 50.0
+    assert run.results.prompt_tokens == 200 and run.results.generated_tokens == 15
+
+
+def test_a_model_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not fit"):
+        Simulator(model_spec("ds-660b"), ClusterSpec(prefill_nodes=1, decode_nodes=1), SYSTEMS["ours"], paper_set("32K", 4))
+
+
+def test_node_strings_and_unknown_models() -> None:
+    assert parse_nodes("48P96D") == (48, 96)
+    for bad in ("0P1D", "1P0D", "PD", "1P1D "):
+        with pytest.raises(ConfigError, match="nodes"):
+            parse_nodes(bad)
+    with pytest.raises(ConfigError, match="model"):
+        model_spec("nonsense")
+
+
+def test_kv_bytes_follow_from_geometry() -> None:
+    assert attention_kv_token_bytes(64, 8, 128) == 262_144
+    assert latent_kv_token_bytes(61, 128) == 78_324
+    assert model_spec("qwen-32b").kv_token_bytes == 262_144
+    with pytest.raises(ConfigError, match="hidden_size"):
+        dense_spec("x", {"num_hidden_layers": 1})
+
+
+def test_link_serves_in_order() -> None:
+    link = Link(100.0, latency=0.5, window_s=1.0)
+    assert link.transfer(0.0, 100.0) == 1.5
+    assert link.transfer(0.0, 50.0) == 2.0
+    assert link.transfer(10.0, 100.0) == 11.5
+    assert link.windows[0] == pytest.approx(100.0) and link.windows[1] == pytest.approx(50.0)
+    idle = Link(100.0, window_s=1.0)
+    assert max_over_mean([link, idle], 2.0) == 2.0
+
+
+def test_interpolation_continues_the_last_slope() -> None:
+    points = ((0.0, 1.0), (10.0, 2.0), (20.0, 4.0))
+    assert [interpolate(points, x) for x in (0.0, 5.0, 15.0, 30.0)] == [1.0, 1.5, 3.0, 6.0]
+
+
+def test_decode_group_counts_steps_and_waits_for_memory() -> None:
+    loop, done = EventLoop(), []
+    group = DecodeGroup(
+        ["e"], 250, DecodeCurve(((0.0, 1.0), (10.0, 1.0)), 0.0), loop, lambda state: done.append((state.request_id, loop.now))
+    )
+    for i in range(3):
+        state = RoundState(0, i, f"r{i}", 90, 0, 11, 0.0)
+        state.assignment = Assignment(f"r{i}", "p", "p", "e", "d", ReadPlan())
+        loop.at(float(i), group.join, state)
+    loop.run()
+    assert done == [("r0", 10.0), ("r1", 11.0), ("r2", 20.0)]  # r2 waits for r0's memory
