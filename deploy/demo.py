@@ -8,9 +8,11 @@ what recomputing costs; at the end transformers' own `generate()` says what the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,12 +37,18 @@ SETTLE_TIMEOUT_S = 60.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output; the live view goes to standard error.")
 def command(settings: Settings, as_json: bool) -> None:
     """Play a coding agent's turns and show where its KV-Cache comes from."""
-    console = Console(stderr=as_json)
+    console = Console(file=sys.stderr if as_json else sys.stdout)
     set_ray_defaults(settings.cluster.address)
     from deploy.stop_signals import raise_on_signals
 
     raise_on_signals()
-    with tempfile.TemporaryDirectory(prefix="dualpath-demo-") as store:
+    # Ray prints to the driver's standard streams when a worker dies, which the demo makes them do; the view must stay readable.
+    with (
+        tempfile.TemporaryDirectory(prefix="dualpath-demo-") as store,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         report = _play(_demo_settings(settings, Path(store)), console)
     if as_json:
         click.echo(json.dumps(report.document(), indent=2))
@@ -76,7 +84,7 @@ def _play(settings: Settings, console: Console) -> Any:
 
     started = time.monotonic()
     view = LiveView(Report(settings.model.name))
-    with Live(view, console=console, refresh_per_second=8, transient=True):
+    with Live(view, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):
         view.status = "starting Ray, a prefill and a decode node with their gateways, the scheduler and the HTTP server ..."
         with running_service(settings) as address:
             raise_on_signals()
