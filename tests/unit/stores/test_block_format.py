@@ -135,6 +135,18 @@ def test_verify_names_the_damaged_layer_and_looks_only_at_the_range() -> None:
         fmt.verify(header, data, 2, 5)
 
 
+@pytest.mark.parametrize("layer", range(PAGED.layers))
+@pytest.mark.parametrize("end", ["first byte", "last byte"])
+def test_every_layer_is_verified_to_its_ends(layer: int, end: str) -> None:
+    fmt, data, page = sample()
+    header = fmt.check(page, fmt.file_bytes, KEY, PARENT)
+    size = PAGED.layer_block_bytes
+    data[layer * size if end == "first byte" else (layer + 1) * size - 1] ^= 1
+    for first, stop in ((0, PAGED.layers), (layer, layer + 1)):
+        with pytest.raises(BlockCorruptError, match=f"layer {layer}"):
+            fmt.verify(header, data, first, stop)
+
+
 def test_swapped_layers_are_found() -> None:
     fmt, data, page = sample()
     header = fmt.check(page, fmt.file_bytes, KEY, PARENT)
