@@ -1,0 +1,149 @@
+"""`dualpath bench overhead`: what the whole path adds to a request, beside the bare engine.
+
+The same prompt (nothing cached) and continuation, taking turns: by the engine's runners alone in this process, through the cluster
+client (scheduler, gateways, transfers, both engines), and through HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import track
+
+from dualpath_ray.commands.options import with_settings
+from dualpath_ray.config import Settings
+from dualpath_ray.environment import set_ray_defaults
+from dualpath_ray.requests import GenerationRequest
+from load_tests.bench.figures import median, show, spread
+
+
+class BareEngine:
+    """Prefill and decode runners on memory of their own: no queue, no transfer, no storage."""
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        from dualpath_ray.engine.model import load_model
+        from dualpath_ray.engine.pool import PagedPool
+        from dualpath_ray.engine.prefill import PrefillRunner
+        from dualpath_ray.models.resolve import resolve_model
+
+        torch.set_num_threads(settings.model.threads or 1)
+        self._model = load_model(resolve_model(settings.model.spec), "cpu", settings.model.dtype)
+        self._geometry = self._model.geometry(settings.model.block_tokens)
+        self._pool = PagedPool(self._geometry, self._geometry.blocks_for(settings.model.max_context or 2048))
+        self._prefill = PrefillRunner(self._model)
+
+    def generate(self, prompt: list[int], count: int) -> tuple[float, float]:
+        """(seconds to the first token, seconds in all)."""
+        from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence
+        from dualpath_ray.engine.finish import FinishRule
+        from dualpath_ray.engine.prefill import PrefillChunk
+        from dualpath_ray.requests import SamplingParams
+
+        start = time.perf_counter()
+        blocks = self._pool.allocate(self._geometry.blocks_for(len(prompt) + count))
+        chunk = PrefillChunk("bare", np.array(prompt, dtype=np.int32), 0, int(blocks[0]) * self._geometry.block_tokens, SamplingParams())
+        (token,) = self._prefill.run([chunk], self)
+        first = time.perf_counter() - start
+        assert token is not None
+        runner = DecodeRunner(self._model, self._pool, 1)
+        if count > 1:
+            runner.admit(DecodeSequence("bare", len(prompt), token, blocks, SamplingParams(), FinishRule(count)))
+            while len(runner):
+                runner.step()
+        self._pool.release(blocks)
+        return first, time.perf_counter() - start
+
+    def enter(self, layer: int) -> Any:
+        return self._pool.rows(layer)
+
+    def leave(self, layer: int) -> None:
+        pass
+
+
+@click.command()
+@with_settings
+@click.option("--prompt", default=512, show_default=True, help="Prompt tokens.")
+@click.option("--generate", "count", default=16, show_default=True, help="Generated tokens.")
+@click.option("--rounds", default=8, show_default=True, help="Rounds; the three ways take turns in each.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def command(settings: Settings, prompt: int, count: int, rounds: int, as_json: bool) -> None:
+    """Latency of a request through the cluster and through HTTP, against the bare engine."""
+    set_ray_defaults(settings.cluster.address)
+    from deploy.running_service import running_service
+
+    with tempfile.TemporaryDirectory(prefix="dualpath-bench-") as store:
+        model = settings.model.model_copy(
+            update={"threads": settings.model.threads or 1, "max_context": settings.model.max_context or 2048}
+        )
+        settings = settings.model_copy(
+            update={
+                "model": model,
+                "storage": settings.storage.model_copy(update={"path": store}),
+                "serving": settings.serving.model_copy(update={"port": 0}),
+            }
+        )
+        bare = BareEngine(settings)
+        with running_service(settings) as address:
+            times = asyncio.run(_measure(settings, address, bare, prompt, count, rounds, as_json))
+    document: dict[str, Any] = {"model": settings.model.name, "prompt_tokens": prompt, "generated_tokens": count}
+    rows = []
+    for name, (first, total) in times.items():
+        own_first, own_total = times["bare"]
+        added = median([a - b for a, b in zip(first, own_first, strict=True)])
+        ratio = median([a / b for a, b in zip(total, own_total, strict=True)])
+        document[name] = {"ttft_s": spread(first), "total_s": spread(total), "added_ttft_s": added, "total_vs_bare": ratio}
+        rows.append([name, f"{1e3 * median(first):.1f} ms", f"{1e3 * added:+.1f} ms", f"{1e3 * median(total):.1f} ms", f"{ratio:.2f}"])
+    columns = ["way", "TTFT", "added to TTFT", "whole request", "vs bare"]
+    show(f"{settings.model.name}: {prompt} prompt tokens, {count} generated", document, rows, columns, as_json)
+
+
+async def _measure(
+    settings: Settings, address: str, bare: BareEngine, prompt: int, count: int, rounds: int, quiet: bool
+) -> dict[str, tuple[list[float], list[float]]]:
+    from openai import AsyncOpenAI
+
+    from actors.client import ClusterClient
+
+    client = ClusterClient.connect(settings.cluster.namespace)
+    openai = AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    generator = random.Random(0)
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ("bare", "cluster", "http")}
+    for number in track(range(rounds + 1), description="rounds", transient=True, disable=quiet):
+        tokens = [[generator.randrange(100, 400) for _ in range(prompt)] for _ in range(3)]
+        measured = {
+            "bare": await asyncio.to_thread(bare.generate, tokens[0], count),
+            "cluster": await _cluster(client, f"cluster-{number}", tokens[1], count),
+            "http": await _http(openai, settings.model.name, tokens[2], count),
+        }
+        for name, (first, total) in measured.items():
+            if number:  # the first round pays for connections
+                times[name][0].append(first)
+                times[name][1].append(total)
+    return times
+
+
+async def _cluster(client: Any, name: str, prompt: list[int], count: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    first = 0.0
+    async for _ in client.generate(GenerationRequest(name, tuple(prompt), count, min_new_tokens=count)):
+        first = first or time.perf_counter() - start
+    return first, time.perf_counter() - start
+
+
+async def _http(openai: Any, model: str, prompt: list[int], count: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    first = 0.0
+    stream = await openai.completions.create(
+        model=model, prompt=prompt, max_tokens=count, temperature=0, stream=True, extra_body={"ignore_eos": True, "min_tokens": count}
+    )
+    async for _ in stream:
+        first = first or time.perf_counter() - start
+    return first, time.perf_counter() - start
