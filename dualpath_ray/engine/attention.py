@@ -90,9 +90,9 @@ class CausalAttention:
 
 
 def decode_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """One token's queries `[1, kv_heads, group, head_dim]` on all of keys and values `[1, kv_heads, N, head_dim]`; returns the shape of `query`.
+    """One token's queries `[1, kv_heads, group, head_dim]` on all of keys and values `[1, kv_heads, N, head_dim]`.
 
-    The group of query heads that share a KV head is treated as that head's query positions: no mask, no expansion.
+    Returns the shape of `query`. The query heads that share a KV head are treated as its query positions: no mask, no expansion.
     """
     return scaled_dot_product_attention(query, keys, values, scale=scale)
 

@@ -55,3 +55,13 @@ def test_sampled_text_does_not_depend_on_batch_chunks_or_hits(pair: Pair) -> Non
     assert complete(pair.model, [*others, warm], NEW, budget=48)["x"] == expected
     reseeded = turn(pair.model, "x", prompt, sampling=SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=1235))
     assert complete(pair.model, [reseeded], NEW)["x"] != expected
+
+
+def test_sampled_text_goes_on_where_it_was_cut(pair: Pair) -> None:
+    """A retry on another engine takes the text so far as its prompt: prefill and decode draw the same token at a position."""
+    sampling = SamplingParams(temperature=1.0, top_p=0.95, seed=77)
+    prompt = random_prompt(4, 60)
+    text = complete(pair.model, [turn(pair.model, "x", prompt, sampling=sampling)], NEW)["x"]
+    for cut in (1, 5):
+        again = turn(pair.model, "x", prompt + text[:cut], sampling=sampling)
+        assert complete(pair.model, [again], NEW - cut)["x"] == text[cut:]
