@@ -30,6 +30,13 @@ def test_top_k_keeps_the_k_best() -> None:
     torch.testing.assert_close(frequencies(LOGITS, SamplingParams(1.0, top_k=3, seed=1)), expected, atol=0.03, rtol=0)
 
 
+def test_rows_of_a_batch_have_their_own_top_k() -> None:
+    params = [SamplingParams(1.0, top_k=index % 6, seed=1) for index in range(DRAWS)]
+    drawn = sample_batch(LOGITS.expand(DRAWS, -1), params, list(range(DRAWS)))
+    for limit in range(6):
+        assert len(set(drawn[limit::6])) == (limit or 6)
+
+
 def test_top_p_keeps_the_fewest_tokens_that_reach_p() -> None:
     best_two = LOGITS.softmax(-1)[[1, 4]].sum().item()
     for top_p, kept in ((best_two - 0.01, {1, 4}), (best_two + 0.01, {1, 4, 2}), (0.0, {1}), (1.0, {0, 1, 2, 3, 4, 5})):
