@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 
@@ -70,4 +69,16 @@ async def test_a_request_survives_the_death_of_a_process_in_mid_stream(shared: R
     assert killed
     assert got == expected.tokens
     await shared.wait_for(client, lambda status: status["processes"][victim]["pid"] != pid)
-    await asyncio.sleep(0)
+
+
+async def test_a_hung_process_is_ended_and_started_again(shared: RunningCluster, client: ClusterClient) -> None:
+    """Ray never notices a process that does not answer; the scheduler does, because its reports stop."""
+    victim = "prefill-p0-0"
+    tokens = prompt(530, 200)
+    before = await shared.ask(client, f"before-hang-{victim}", tokens)
+    await shared.settle(client)
+    process = (await client.status())["processes"][victim]
+    os.kill(process["pid"], signal.SIGSTOP)
+    after = await shared.ask(client, f"during-hang-{victim}", tokens)
+    assert after.tokens == before.tokens
+    assert (await client.status())["processes"][victim]["agent"] != process["agent"]

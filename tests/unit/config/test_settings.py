@@ -75,7 +75,6 @@ def test_it_can_be_pickled_compared_and_written_out_again(tmp_path: Path) -> Non
         ("prefill.window_tokens=64", "prefill.window_tokens must be at least prefill.max_batch_tokens"),
         ("telemetry.traces=otlp", "telemetry (from --set telemetry.traces=otlp): traces: otlp needs endpoint"),
         ("scheduling.report_interval_s=9", "at least three times report_interval_s"),
-        ("cluster.health_interval_s=99", "health_timeout_s must be greater than health_interval_s"),
         ("serving.max_tokens_limit=3", "default_max_tokens must not exceed max_tokens_limit"),
         ("prefill.compute_quota_s=0.3", "compute_quota_s needs attention_pair_s to predict from"),
         (

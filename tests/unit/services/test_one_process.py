@@ -49,6 +49,20 @@ async def test_text_is_the_same_on_every_path(tiny_models, tmp_path: Path, famil
         assert answers[0].usage.cached_tokens > 0.5 * len(history)
 
 
+async def test_smollm2_gives_the_same_text_on_both_paths(smollm2_path: Path, tmp_path: Path) -> None:
+    """The cut through the grid that a real model can afford on a CPU: cold, full and partial hits on either side, chunks."""
+    model = shared_model(smollm2_path)
+    history = [generator_token for turn in agent_turns(5, 3) for generator_token in turn][:150]
+    async with running_system(model, tmp_path, block_tokens=64, chunk_tokens=64, slots=64) as system:
+        for sides in (("prefill", "decode"), ("split", "recompute")):
+            expected = reference(model, history, 8)
+            for side in sides:
+                assert (await system.ask(history, side, max_new=8)).tokens == expected
+                await system.settle()
+            assert (await system.ask(history, sides[0], max_new=8, max_hits=1)).tokens == expected
+            history += expected + history[:20]
+
+
 async def test_sampled_text_is_the_same_on_every_path(tiny_llama: Path, tmp_path: Path) -> None:
     model = shared_model(tiny_llama)
     sampling = SamplingParams(temperature=0.8, top_p=0.95, top_k=50, seed=1234)
