@@ -213,7 +213,10 @@ class DecodeService:
             if reason is not None:
                 yield GenerationDelta((), reason, self._usage(flow))
                 return
+            joined = time.monotonic()
             async for delta in self._stream(flow):
+                if delta.finish_reason is not None:
+                    tracing.record("decode", request.trace, joined, time.monotonic(), engine=self.engine_id, tokens=len(flow.tokens))
                 yield delta
         except (CancelledError, GeneratorExit, asyncio.CancelledError):
             self.stats.cancelled_requests += 1

@@ -321,6 +321,7 @@ class PrefillService:
             self._reopen(job)
         else:
             now = time.monotonic()
+            tracing.record("prefill.queue", job.task.trace, job.arrived, job.started, engine=self.engine_id)
             self._finish_writes(job, None)
             self._jobs.remove(job)
             self.stats.requests += 1

@@ -96,11 +96,16 @@ async def test_a_late_layer_delays_only_itself(tiny_llama: Path, tmp_path: Path)
     tracing.setup(TelemetrySettings(traces="file", trace_path=traces), "test", "0")
     try:
         async with running_system(shared_model(tiny_llama), store, window_layers=4, wrap=emulated(late)) as system:
-            answer = await system.ask(PROMPT, "decode")
+            with tracing.span("request") as root:
+                answer = await system.ask(PROMPT, "decode", trace=root.carrier())
             assert answer.tokens == expected
     finally:
         tracing.shutdown()
     spans = [json.loads(line) for file in traces.iterdir() for line in file.read_text().splitlines()]
+    assert {span["name"] for span in spans} == {
+        "request", "decode.arm", "gateway.read", "prefill", "prefill.queue", "prefill.layer", "decode.allocate", "gateway.deliver", "decode"
+    }  # fmt: skip
+    assert len({span["trace_id"] for span in spans}) == 1
     waited = {span["attributes"]["layer"]: span["attributes"]["waited_s"] for span in spans if span["name"] == "prefill.layer"}
     read = next(span for span in spans if span["name"] == "gateway.read")
     first = next(span for span in spans if span["name"] == "prefill.layer" and span["attributes"]["layer"] == 0)
