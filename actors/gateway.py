@@ -17,6 +17,7 @@ from dualpath_ray.stores.base import BlockStore
 from dualpath_ray.stores.directory import DirectorySettings
 from dualpath_ray.stores.emulated import EmulationSettings
 from dualpath_ray.stores.open import open_store
+from dualpath_ray.stores.s3 import S3Settings
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
 from policies.vocabulary import NodeLoad
@@ -141,5 +142,11 @@ def _open_store(storage: StorageSettings, facts: ModelFacts) -> BlockStore:
     directory = DirectorySettings(
         io=storage.io, direct=storage.direct, layer_groups=storage.layer_groups, read_threads=storage.read_threads
     )
+    s3 = S3Settings(
+        **storage.s3.model_dump(),
+        layer_groups=storage.layer_groups,
+        read_threads=storage.read_threads,
+        write_threads=storage.write_threads,
+    )
     emulation = EmulationSettings(**storage.emulation.model_dump()) if storage.emulation.active else None
-    return open_store(storage.kind, storage.path, facts.geometry, facts.fingerprint, directory=directory, emulation=emulation)
+    return open_store(storage.kind, storage.path, facts.geometry, facts.fingerprint, directory=directory, s3=s3, emulation=emulation)

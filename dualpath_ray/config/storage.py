@@ -39,10 +39,26 @@ class EmulationSettings(Section):
         return self != EmulationSettings()
 
 
+class S3Settings(Section):
+    """The `storage.s3` section: a bucket of any S3 service. Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) of the gateways."""
+
+    bucket: str = Field(default="", description="Bucket of the blocks; it must exist.")
+    endpoint: str = Field(
+        default="", pattern=r"^(https?://.+)?$", description="URL of the S3 service, e.g. http://storage:8333; default: AWS."
+    )
+    prefix: str = Field(default="blocks", description="Folder within the bucket.")
+    region: str = Field(default="us-east-1", description="Region of the bucket.")
+    anonymous: bool = Field(default=False, description="Send requests unsigned, for services without access control.")
+    request_timeout_s: Seconds = Field(default=30.0, description="A request that takes longer, with its repetitions, has failed.")
+
+
 class StorageSettings(Section):
     """The `storage` section: the block store that all gateways share."""
 
-    kind: Literal["directory"] = Field(default="directory", description="directory: one file per Full Block under path.")
+    kind: Literal["directory", "s3"] = Field(
+        default="directory", description="directory: one file per Full Block under path; s3: one object per Full Block in s3.bucket."
+    )
+    s3: S3Settings = Field(default=S3Settings(), description="The bucket, for kind s3.")
     path: UserPath = Field(
         default="~/.cache/dualpath-ray/blocks",  # type: ignore[assignment]  # validated into a Path like a given value
         description="Directory of the blocks: local disk, NFS or 3FS mount; the same for all gateways.",

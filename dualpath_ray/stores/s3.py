@@ -1,0 +1,272 @@
+"""A block store in an S3 bucket (SeaweedFS, MinIO, AWS, ...): one object per Full Block, read by ranges of layers.
+
+    <prefix>/<digest of fingerprint and geometry>/<key, hex>/<parent, hex>
+
+The object is the block file of block_format.py without its padding. The name says all that a listing must tell, so a scan reads no
+object; other models' blocks lie under other digests. A PUT is atomic and durable when it has been answered. The client (obstore, the Rust
+`object_store` crate) keeps its connections, bounds each request in time and repeats what failed in passing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from dualpath_ray.errors import BlockCorruptError, BlockError, BlockMissingError, ConfigError, DualPathError, OverloadedError, StoreError
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.kv.keys import KEY_BYTES
+from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
+from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
+from dualpath_ray.stores.counters import Counters
+from dualpath_ray.stores.ordered_work import OrderedWork
+from dualpath_ray.stores.s3_reader import S3Reader
+
+COUNTERS = (
+    "read_bytes", "read_seconds", "written_bytes", "write_seconds", "written_blocks", "failed_writes", "missing_blocks",
+    "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """`endpoint` is a URL (`http://host:8333`), or empty for AWS. Without `anonymous`, credentials are those of the environment.
+
+    `read_threads` and `write_threads` are requests under way at once, the queue bounds count requests.
+    """
+
+    bucket: str
+    endpoint: str = ""
+    prefix: str = "blocks"
+    region: str = "us-east-1"
+    anonymous: bool = False
+    layer_groups: int = 4
+    read_threads: int = 8
+    write_threads: int = 2
+    request_timeout_s: float = 30.0
+    max_queued_reads: int = 65_536
+    max_queued_writes: int = 4_096
+
+
+class S3Store:
+    """A BlockStore. Futures it returns cannot be cancelled. Raises ConfigError when the client is missing or the settings are wrong.
+
+    `bucket` is an obstore store to use instead of the one that the settings name.
+    """
+
+    def __init__(self, geometry: KVGeometry, fingerprint: str, settings: S3Settings, bucket: Any = None) -> None:
+        self.settings = settings
+        self.format = BlockFormat(geometry, fingerprint)
+        self.counters = Counters(*COUNTERS)
+        digest = hashlib.blake2b(fingerprint.encode() + b"\0" + geometry.signature(), digest_size=8).hexdigest()
+        self._folder = f"{settings.prefix}/{digest}" if settings.prefix else digest
+        self._client = _client()
+        self._bucket = bucket or _connect(settings)
+        self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
+        self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
+        self._turns = itertools.count()
+
+    def register(self, arena: Bytes) -> None:
+        """Nothing to do: bytes arrive in the client's memory and are copied."""
+
+    def layer_groups(self) -> int:
+        return min(self.settings.layer_groups, self.format.geometry.layers)
+
+    def scan(self) -> Iterator[StoredBlock]:
+        try:
+            for page in self._client.list(self._bucket, prefix=f"{self._folder}/"):
+                for entry in page:
+                    block = self._parse(entry["path"], entry["size"])
+                    if block is None:
+                        self.counters.add("foreign_files")
+                    else:
+                        yield block
+        except Exception as error:
+            raise self._store_error("listing blocks", error) from error
+
+    def _parse(self, path: str, size: int) -> StoredBlock | None:
+        try:
+            key, parent = (bytes.fromhex(name) for name in path.split("/")[-2:])
+            block = StoredBlock(key, parent, self.format.payload_bytes)
+        except ValueError:
+            return None
+        whole = len(block.key) == len(block.parent) == KEY_BYTES and size == self._object_bytes
+        return block if whole else None
+
+    @property
+    def _object_bytes(self) -> int:
+        return self.format.header_bytes + self.format.payload_bytes
+
+    def _path(self, key: bytes, parent: bytes) -> str:
+        return f"{self._folder}/{key.hex()}/{parent.hex()}"
+
+    # ---- reading
+
+    def open(self, blocks: Sequence[BlockBuffer]) -> Future[BlockReader]:
+        future: Future[BlockReader] = Future()
+        future.set_running_or_notify_cancel()
+        turn = next(self._turns)
+        headers: list[BlockHeader | None] = [None] * len(blocks)
+        failures: list[DualPathError] = []
+        lock = threading.Lock()
+        left = len(blocks)
+
+        def fetch(index: int) -> None:
+            nonlocal left
+            failure: DualPathError | None = None
+            try:
+                if not failures:
+                    headers[index] = self._header(blocks[index])
+            except DualPathError as error:
+                failure = error
+            with lock:
+                if failure is not None:
+                    failures.append(failure)
+                left -= 1
+                last = not left
+            if last and failures:
+                future.set_exception(failures[0])
+            elif last:
+                future.set_result(S3Reader(self, turn, blocks, [header for header in headers if header is not None]))
+
+        if not blocks:
+            future.set_result(S3Reader(self, turn, (), ()))
+            return future
+        try:
+            self.reading.submit(turn, [lambda i=i: fetch(i) for i in range(len(blocks))])  # type: ignore[misc]
+        except (OverloadedError, StoreError) as error:
+            future.set_exception(error)
+        return future
+
+    def _header(self, block: BlockBuffer) -> BlockHeader:
+        page = self.fetch(block, 0, self.format.header_bytes)
+        try:
+            return self.format.check(page.tobytes(), self.format.file_bytes, block.key, block.parent)
+        except BlockCorruptError as error:
+            raise self.corrupt(error) from None
+
+    def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes:
+        """Bytes `[start, stop)` of a block's object. Raises BlockError or StoreError."""
+        try:
+            data = self._client.get_range(self._bucket, self._path(block.key, block.parent), start=start, end=stop)
+        except FileNotFoundError:
+            self.counters.add("missing_blocks")
+            raise BlockMissingError(block.key, f"block {block.key.hex()} is not in bucket {self.settings.bucket} (any more)") from None
+        except Exception as error:
+            self.counters.add("read_errors")
+            raise self._store_error(f"reading block {block.key.hex()}", error) from error
+        view = np.frombuffer(data, dtype=np.uint8)
+        if len(view) != stop - start:
+            raise self.corrupt(
+                BlockCorruptError(block.key, f"block {block.key.hex()}: truncated: {len(view)} bytes where {stop - start} are expected")
+            )
+        return view
+
+    def corrupt(self, error: BlockError) -> BlockError:
+        """Count a damaged block; whoever asked for it removes it."""
+        self.counters.add("corrupt_blocks")
+        return error
+
+    # ---- writing
+
+    def write(self, blocks: Sequence[BlockBuffer]) -> Future[list[Exception | None]]:
+        future: Future[list[Exception | None]] = Future()
+        future.set_running_or_notify_cancel()
+        outcomes: list[Exception | None] = [None] * len(blocks)
+        lock = threading.Lock()
+        left = len(blocks)
+
+        def put(index: int) -> None:
+            nonlocal left
+            try:
+                with self.counters.busy("write_seconds"):
+                    self._put(blocks[index])
+            except Exception as error:
+                self.counters.add("failed_writes")
+                outcomes[index] = error
+            with lock:
+                left -= 1
+                last = not left
+            if last:
+                future.set_result(outcomes)
+
+        if not blocks:
+            future.set_result([])
+            return future
+        try:
+            self._writing.submit(0, [lambda i=i: put(i) for i in range(len(blocks))])  # type: ignore[misc]
+        except (OverloadedError, StoreError) as error:
+            future.set_exception(error)
+        return future
+
+    def _put(self, block: BlockBuffer) -> None:
+        header = self.format.encode(block.key, block.parent, self.format.checksums(block.data))
+        try:
+            self._client.put(self._bucket, self._path(block.key, block.parent), header + block.data.tobytes(), use_multipart=False)
+        except Exception as error:
+            raise self._store_error(f"writing block {block.key.hex()}", error) from error
+        self.counters.add("written_blocks")
+        self.counters.add("written_bytes", self.format.payload_bytes)
+
+    # ---- the rest
+
+    def remove(self, key: bytes) -> None:
+        try:
+            for page in self._client.list(self._bucket, prefix=f"{self._folder}/{key.hex()}/"):
+                for entry in page:
+                    self._client.delete(self._bucket, entry["path"])
+                    self.counters.add("removed_blocks")
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self._store_error(f"removing block {key.hex()}", error) from error
+
+    def stats(self) -> dict[str, float]:
+        values = self.counters.snapshot()
+        values["queued_reads"], values["queued_writes"] = float(self.reading.queued), float(self._writing.queued)
+        return values
+
+    def close(self) -> None:
+        self.reading.close()
+        self._writing.close()
+
+    def _store_error(self, action: str, error: Exception) -> StoreError:
+        where = self.settings.endpoint or "AWS"
+        return StoreError(f"{action} failed: bucket {self.settings.bucket} at {where}: {str(error).splitlines()[0][:300]}")
+
+
+def _client() -> Any:
+    try:
+        import obstore
+    except ImportError:
+        raise ConfigError("storage.kind s3 needs the package obstore: pip install 'dualpath-ray[s3]'") from None
+    return obstore
+
+
+def _connect(settings: S3Settings) -> Any:
+    """The bucket; nothing is sent yet."""
+    from obstore.store import S3Store as Bucket
+
+    config: Any = {"region": settings.region, "virtual_hosted_style_request": False, "skip_signature": settings.anonymous}
+    if settings.endpoint:
+        config["endpoint"] = settings.endpoint
+    try:
+        return Bucket(
+            settings.bucket,
+            config=config,
+            client_options={
+                "allow_http": settings.endpoint.startswith("http://"),
+                "timeout": timedelta(seconds=settings.request_timeout_s),
+                "connect_timeout": timedelta(seconds=min(5.0, settings.request_timeout_s)),
+            },
+            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=settings.request_timeout_s)},
+        )
+    except Exception as error:
+        raise ConfigError(f"storage.s3 is not usable: {str(error).splitlines()[0]}") from error

