@@ -1,0 +1,90 @@
+"""Runs on the head host of a testbed: starts a cluster, replays the agents, asks every process for its figures, stops the cluster.
+
+`python -m load_tests.experiments.driver JOB ANSWER`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.client import ClusterClient
+from actors.cluster import Cluster, connect_ray
+from dualpath_ray.config import Settings
+from load_tests.experiments.job import Answer, Job
+from load_tests.replay.agents import run_offline, run_online
+from load_tests.replay.cluster_caller import ClusterCaller
+from load_tests.replay.records import Replay, TurnRecord
+from load_tests.replay.trajectory import Trajectory, Turn, made_up_tokens
+
+QUIET_TIMEOUT_S = 60.0
+WARM_UP = [Trajectory((Turn(100, 2), Turn(40, 2), Turn(40, 2)))] * 4
+WARM_UP_SEED = 7_777
+
+
+async def _run(settings: Settings, job: Job) -> Answer:
+    client = ClusterClient.connect(settings.cluster.namespace)
+    # Connections are made, memory is touched and code is loaded before the clock starts; the blocks are of other tokens.
+    await run_offline(ClusterCaller(client), WARM_UP, job.vocabulary, WARM_UP_SEED)
+    await _quiet(client)
+    trajectories = [Trajectory(tuple(Turn(int(a), int(g), p) for a, g, p in session)) for session in job.trajectories]
+    caller = ClusterCaller(client, job.timeout_s, job.share_nothing)
+    contexts = [
+        made_up_tokens(job.context_seed * 1_000_003 + agent, length, job.vocabulary).tolist() for agent, length in enumerate(job.contexts)
+    ]
+    if job.preload:
+        replay = await _store(caller, contexts)
+    elif job.agents_per_s:
+        replay = await run_online(caller, trajectories, job.agents_per_s, job.vocabulary, job.seed, contexts)
+    else:
+        replay = await run_offline(caller, trajectories, job.vocabulary, job.seed, contexts)
+    ended = time.monotonic()
+    processes = await _quiet(client)
+    return Answer(replay.started, replay.finished, [asdict(record) for record in replay.records], processes, time.monotonic() - ended)
+
+
+async def _store(caller: ClusterCaller, contexts: list[list[int]]) -> Replay:
+    """Have all contexts computed once, so that their blocks are stored."""
+    started = time.monotonic()
+    records = [TurnRecord(agent, 0, len(context), 1, time.monotonic()) for agent, context in enumerate(contexts)]
+    await asyncio.gather(*(caller.turn(record, tuple(context)) for record, context in zip(records, contexts, strict=True)))
+    failed = next((record.error for record in records if record.error), None)
+    if failed is not None:
+        raise RuntimeError(f"contexts could not be stored: {failed}")
+    return Replay(started, time.monotonic(), tuple(records))
+
+
+async def _quiet(client: ClusterClient) -> dict[str, dict[str, Any]]:
+    """Wait until no process holds anything any more; returns their states (whose integrity has been checked)."""
+    deadline = time.monotonic() + QUIET_TIMEOUT_S
+    while True:
+        processes = await client.inspect()
+        busy = [name for name, state in processes.items() if not state["idle"]]
+        if not busy:
+            return processes
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not idle {QUIET_TIMEOUT_S:.0f} s after the last request: {', '.join(busy)}")
+        await asyncio.sleep(0.2)
+
+
+def main() -> None:
+    job_path, answer_path = map(Path, sys.argv[1:3])
+    job = Job.read(job_path)
+    settings = Settings.load(None, job.overrides)
+    connect_ray(settings)
+    cluster = Cluster.start(settings)
+    try:
+        asyncio.run(_run(settings, job)).write(answer_path)
+    finally:
+        cluster.stop()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Running agents: offline (all at once) and online (arriving one after the other)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from load_tests.replay.records import Replay, TurnRecord
+from load_tests.replay.trajectory import Trajectory, made_up_tokens
+
+Contexts = Sequence[Sequence[int]]
+
+
+class Caller(Protocol):
+    """How one turn reaches the server; see ClusterCaller and OpenAICaller."""
+
+    async def turn(self, record: TurnRecord, tokens: tuple[int, ...]) -> list[int]: ...
+
+
+async def run_offline(
+    caller: Caller, trajectories: Sequence[Trajectory], vocabulary: int, seed: int = 0, contexts: Contexts = ()
+) -> Replay:
+    """All agents start together and go through their turns back to back; ends when the last one has finished.
+
+    `contexts` are the tokens that each agent has before its first turn (nothing by default).
+    """
+    return await _run(caller, trajectories, [0.0] * len(trajectories), vocabulary, seed, contexts)
+
+
+async def run_online(
+    caller: Caller,
+    trajectories: Sequence[Trajectory],
+    agents_per_s: float,
+    vocabulary: int,
+    seed: int = 0,
+    contexts: Contexts = (),
+) -> Replay:
+    """Agents arrive in a Poisson process of `agents_per_s`; each then goes through its turns."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / agents_per_s, len(trajectories))
+    return await _run(caller, trajectories, np.cumsum(gaps).tolist(), vocabulary, seed, contexts)
+
+
+async def _run(
+    caller: Caller,
+    trajectories: Sequence[Trajectory],
+    arrivals: Sequence[float],
+    vocabulary: int,
+    seed: int,
+    contexts: Contexts,
+) -> Replay:
+    records: list[TurnRecord] = []
+    started = time.monotonic()
+
+    async def agent(index: int, trajectory: Trajectory) -> None:
+        await asyncio.sleep(arrivals[index])
+        contents = made_up_tokens(seed * 1_000_003 + index, trajectory.total_tokens, vocabulary).tolist()
+        context = list(contexts[index]) if contexts else []
+        for number, turn in enumerate(trajectory.turns):
+            at = sum(t.append + t.generate for t in trajectory.turns[:number])
+            context += contents[at : at + turn.append]
+            record = TurnRecord(index, number, len(context), turn.generate, time.monotonic())
+            records.append(record)
+            generated = await caller.turn(record, tuple(context))
+            if record.error:
+                return  # the rest of the session has lost its history
+            context += generated or contents[at + turn.append : at + turn.append + turn.generate]
+            if turn.pause_s:
+                await asyncio.sleep(turn.pause_s)
+
+    await asyncio.gather(*(agent(index, trajectory) for index, trajectory in enumerate(trajectories)))
+    return Replay(started, time.monotonic(), tuple(records))

@@ -1,0 +1,74 @@
+"""One real Ray node per host, each with its own address on the control network and a custom resource that names its role."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from load_tests.testbed.errors import TestbedError
+from load_tests.testbed.network import Network
+from load_tests.testbed.spec import HEAD
+
+PORT = 6399
+START_TIMEOUT_S = 180.0
+OBJECT_STORE_BYTES = 80 << 20  # control messages only
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class RayNodes:
+    """Ray on the head and on all worker hosts of `network`, until the network goes."""
+
+    def __init__(self, network: Network, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.address = f"{network.spec.address(HEAD, 'ctl')}:{PORT}"
+        self._network, self._folder = network, folder
+        self.env = {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "OMP_NUM_THREADS": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # several nodes start at once on few cores
+            "RAY_worker_niceness": "0",  # Ray's default, 15, leaves the engines to whatever else runs here
+            **(env or {}),
+        }
+
+    def start(self) -> None:
+        """Start the head, then the others at once; returns when all have joined."""
+        self._wait({HEAD: self._start(HEAD, ["--head", "--port", str(PORT), "--include-dashboard=false"])})
+        spec = self._network.spec
+        roles = {host: "dp_prefill" if host in spec.prefill else "dp_decode" for host in spec.workers}
+        self._wait({host: self._start(host, ["--address", self.address, "--resources", json.dumps({roles[host]: 1})]) for host in roles})
+
+    def _start(self, host: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--node-ip-address",
+            self._network.spec.address(host, "ctl"),
+            "--temp-dir",
+            str(self._folder / host),
+            "--num-cpus",
+            "8",
+            "--object-store-memory",
+            str(OBJECT_STORE_BYTES),
+            "--disable-usage-stats",
+            "--labels",
+            f"dp.host={host}",
+            *arguments,
+        ]
+        with (self._folder / f"{host}.log").open("wb") as log:
+            return self._network.popen(host, command, env=self.env, stdout=log, stderr=log)
+
+    def _wait(self, starting: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        for host, process in starting.items():
+            try:
+                code = process.wait(START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                code = -1
+            if code:
+                tail = (self._folder / f"{host}.log").read_text(errors="replace")[-1500:]
+                raise TestbedError(f"Ray did not start on host {host}: {tail}")
