@@ -25,7 +25,7 @@ from policies.vocabulary import EngineLoad, NodeLoad, RequestDemand
 
 NEVER = 1e18
 ENTRY_STEPS = 2.4  # decode steps between a request's KV being in HBM and its first step; from the Oracle's time to second token
-WINDOW_S = 10.0
+WINDOW_S = 1.0
 
 
 class Simulator:

@@ -82,7 +82,7 @@ def test_impossible_specs_are_refused_by_name(options: list[str], field: str) ->
 
 def test_online_run_reports_latency_and_overload() -> None:
     base = Experiment.model_validate(
-        {"model": "ds-27b", "mal": "32K", "cluster": {"prefill_nodes": 1, "decode_nodes": 1}, "aps": 0.1, "duration_s": 300.0}
+        {"model": "ds-27b", "mal": "32K", "cluster": {"prefill_nodes": 1, "decode_nodes": 1}, "aps": 0.1, "duration_s": 200.0}
     )
     light = run(base)
     assert not light["overloaded"] and 0 < light["ttft_s"]["mean"] < 2
