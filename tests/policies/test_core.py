@@ -91,6 +91,36 @@ def test_decode_prefers_fewest_requests_below_z_and_fewest_tokens_above() -> Non
     assert core.decide(0.0)[0].decode_engine == "d0e0"
 
 
+def test_fewest_requests_wins_among_low_token_engines() -> None:
+    core = cluster(per_node=2, free=100_000)
+    core.update_engine(engine("d0e0", "d0", "decode", free=96_000, unfinished_requests=1, unfinished_tokens=4000))
+    core.update_engine(engine("d0e1", "d0", "decode", free=96_100, unfinished_requests=9, unfinished_tokens=3900))
+    core.submit(demand("a", prompt=30))  # Z = 1.05 * (192 + 7900) / 2 = 4248: both are low-token
+    assert core.decide(0.0)[0].decode_engine == "d0e0"
+
+
+def test_an_engine_without_the_memory_is_passed_over() -> None:
+    core = cluster(per_node=2, free=100_000)
+    core.update_engine(engine("d0e0", "d0", "decode", free=500, unfinished_requests=0, unfinished_tokens=0))
+    core.update_engine(engine("d0e1", "d0", "decode", free=50_000, unfinished_requests=9, unfinished_tokens=50_000))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].decode_engine == "d0e1"
+
+
+def test_memory_promised_at_decode_is_free_until_prefill_ends() -> None:
+    core = cluster(per_node=1, free=2000, hbm_promise="decode")
+    core.submit(demand("a"))
+    core.submit(demand("b"))
+    core.submit(demand("c"))
+    assert [a.request_id for a in core.decide(0.0)] == ["a", "b", "c"]
+    core.submit(demand("d"))
+    core.prefill_done("a")
+    assert core.engine_account("d0e0").free_hbm_tokens == 2000 - 1152
+    assert core.decide(0.0) == []
+    core.finish("a")
+    assert [a.request_id for a in core.decide(0.0)] == ["d"]
+
+
 def test_group_with_least_tokens_first() -> None:
     core = cluster(decode_nodes=2, per_node=1, free=100_000)
     core.update_engine(engine("d0e0", "d0", "decode", free=90_000, unfinished_tokens=10_000))
