@@ -345,6 +345,7 @@ class Gateway:
                 raise DeadlineExceededError(
                     f"prompt KV incomplete after {delivery.timeout_s:.1f} s: waiting for {sorted(lease.writers)}"
                 ) from None
+            self.staging.get(delivery.lease_id)  # it may have been released while we waited
             if lease.write_errors:
                 raise TransferError(f"prompt KV is incomplete: {'; '.join(lease.write_errors)}")
             layers = np.arange(self.geometry.layers, dtype=np.int32)

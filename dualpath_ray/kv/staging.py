@@ -88,6 +88,9 @@ class StagingBuffer:
         return lease
 
     def hold(self, lease: Lease) -> None:
+        """Keep the slots from being lent again. Raises StaleEpochError when they are free already: they may be another request's."""
+        if lease.lease_id not in self._leases:
+            raise StaleEpochError(f"the slots of lease {lease.lease_id} are free already")
         lease.holds += 1
 
     def unhold(self, lease: Lease) -> None:
