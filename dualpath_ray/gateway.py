@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 WINDOW, POOL = "window", "pool"
 QUIESCE_REPEAT_S = 1.0
+DRAIN_SLOTS = 8  # kept free of prompts, at most a quarter of the arena
 IndexEvents = Callable[[list[tuple[bytes, bytes]], list[bytes]], None]
 
 
@@ -111,7 +112,8 @@ class Gateway:
         self.source = StreamSource(self.endpoint, STAGING, WINDOW, geometry.layers)
         self._loop: asyncio.AbstractEventLoop
         self._work: dict[int, _Work] = {}
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: dict[bool, deque[_Waiter]] = {False: deque(), True: deque()}  # by LeaseRequest.draining
+        self._drain_slots = min(DRAIN_SLOTS, slots // 4)
         self._persist_queue_blocks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_index: IndexEvents = lambda added, removed: None
@@ -159,13 +161,14 @@ class Gateway:
         return LeaseGrant(self.endpoint.agent_name, lease.lease_id, lease.slots)
 
     async def _wait_for_slots(self, request: LeaseRequest) -> None:
-        if not self._waiting and self.staging.can_grant(request.blocks):
+        queue = self._waiting[request.draining]
+        if not queue and not self._turn_pending() and self._can_grant(request.blocks, request.draining):
             return
-        if len(self._waiting) >= self.settings.max_waiting_leases:
-            raise OverloadedError(f"gateway {self.node_id}: {len(self._waiting)} requests wait for staging slots already")
+        if len(queue) >= self.settings.max_waiting_leases:
+            raise OverloadedError(f"gateway {self.node_id}: {len(queue)} requests wait for staging slots already")
         turn: asyncio.Future[None] = self._loop.create_future()
         waiter = _Waiter(request.request_id, request.blocks, turn)
-        self._waiting.append(waiter)
+        queue.append(waiter)
         try:
             await asyncio.wait_for(turn, request.timeout_s)
         except TimeoutError:
@@ -173,17 +176,29 @@ class Gateway:
                 f"gateway {self.node_id}: no {request.blocks} staging slots within {request.timeout_s:.1f} s"
             ) from None
         finally:
-            self._waiting.remove(waiter)
+            queue.remove(waiter)
             self._loop.call_soon(self._serve_waiting)
 
     def _serve_waiting(self) -> None:
-        """Wake the first waiter if its slots are there. It stays first until it has taken them, so nobody overtakes it."""
-        if self._waiting and not self._waiting[0].turn.done() and self.staging.can_grant(self._waiting[0].blocks):
-            self._waiting[0].turn.set_result(None)
+        """Wake a queue's first waiter if its slots are there. It stays first until it has taken them, so nobody overtakes it."""
+        if self._turn_pending():
+            return
+        for draining in (True, False):
+            queue = self._waiting[draining]
+            if queue and self._can_grant(queue[0].blocks, draining):
+                queue[0].turn.set_result(None)
+                return
+
+    def _turn_pending(self) -> bool:
+        """A waiter has been woken and has not taken its slots yet."""
+        return any(queue and queue[0].turn.done() for queue in self._waiting.values())
+
+    def _can_grant(self, blocks: int, draining: bool) -> bool:
+        return self.staging.can_grant(blocks, 0 if draining else self._drain_slots)
 
     async def withdraw(self, request_id: str) -> None:
         """A request that waits for slots needs them no longer: its `lease` call raises CancelledError. Others are left alone."""
-        for waiter in self._waiting:
+        for waiter in self._waiting[False]:
             if waiter.request_id == request_id and not waiter.turn.done():
                 waiter.turn.set_exception(CancelledError(f"request {request_id} was withdrawn"))
 
@@ -400,7 +415,7 @@ class Gateway:
     @property
     def idle(self) -> bool:
         """No lease is out, nothing is being read or written."""
-        return not self._work and not self.staging.leases and not self._persist_queue_blocks and not self._waiting
+        return not self._work and not self.staging.leases and not self._persist_queue_blocks and not any(self._waiting.values())
 
     def check_integrity(self) -> None:
         self.staging.check_integrity()

@@ -62,7 +62,11 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """Ask a gateway for `blocks` staging slots, filled as `loads` says, writable by the agents in `writers`."""
+    """Ask a gateway for `blocks` staging slots, filled as `loads` says, writable by the agents in `writers`.
+
+    `draining`: the slots take blocks *out* of a decode pool on their way to storage. Such leases do not queue behind prompts and may use the
+    slots kept for them: prompts in staging may be waiting for just the pool blocks that draining frees.
+    """
 
     request_id: str
     owner: str
@@ -73,6 +77,7 @@ class LeaseRequest:
     forward: Forward | None = None
     timeout_s: float = 60.0
     trace: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from dualpath_ray.transfer.memory import PeerInfo
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_BLOCKS = 1024
-MAX_BLOCKS_AT_ONCE = 32
+MAX_BLOCKS_AT_ONCE = 8  # not more than the slots that a gateway keeps for this (gateway.DRAIN_SLOTS)
 LEASE_TIMEOUT_S = 30.0
 
 
@@ -116,7 +116,13 @@ class Persister:
     async def _store(self, gateway: StagingCalls, peer: PeerInfo, batch: list[PoolBlock]) -> None:
         agent = self._endpoint.agent_name
         wanted = LeaseRequest(
-            f"persist-{next(self._numbers)}", agent, len(batch), (), frozenset([agent]), (self._endpoint.info,), timeout_s=LEASE_TIMEOUT_S
+            f"persist-{next(self._numbers)}",
+            agent,
+            len(batch),
+            writers=frozenset([agent]),
+            peers=(self._endpoint.info,),
+            timeout_s=LEASE_TIMEOUT_S,
+            draining=True,
         )
         grant = await gateway.lease(wanted)
         error: DualPathError | None = None

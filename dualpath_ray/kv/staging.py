@@ -68,8 +68,9 @@ class StagingBuffer:
         start = slot * self.slot_stride
         return self.arena[start : start + self.geometry.full_block_bytes]
 
-    def can_grant(self, blocks: int) -> bool:
-        return blocks <= len(self._free)
+    def can_grant(self, blocks: int, keep: int = 0) -> bool:
+        """Whether `blocks` slots are free with `keep` more to spare (which a request for nearly the whole arena need not leave)."""
+        return blocks + min(keep, self.total_slots - blocks) <= len(self._free)
 
     def grant(self, owner: str, request_id: str, blocks: int, writers: frozenset[str]) -> Lease:
         """Lend `blocks` slots. Ask `can_grant` first."""

@@ -51,6 +51,7 @@ class System:
         window_layers: int,
         slots: int,
         wrap: StoreWrapper | None,
+        pool_blocks: int,
     ) -> None:
         self.model = model
         self.geometry = model.geometry(block_tokens)
@@ -64,7 +65,7 @@ class System:
 
         window = LayerWindow(self.geometry, window_layers, context)
         self.prefill_service = PrefillService("prefill", model, self.geometry, window, policy)
-        pool = PagedPool(self.geometry, 4 * self.geometry.blocks_for(1024))
+        pool = PagedPool(self.geometry, pool_blocks)
         self.decode_service = DecodeService("decode", model, self.geometry, pool, self, DecodeServiceSettings())
 
     def _gateway(self, node: str, store_path: Path, slots: int, wrap: StoreWrapper | None) -> Gateway:
@@ -164,8 +165,9 @@ async def running_system(
     window_layers: int = 2,
     slots: int = 192,
     wrap: StoreWrapper | None = None,
+    pool_blocks: int = 256,
 ) -> AsyncIterator[System]:
-    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap)
+    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks)
     try:
         await system.start()
         yield system

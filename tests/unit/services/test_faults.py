@@ -192,6 +192,16 @@ async def test_staging_smaller_than_the_load_makes_requests_wait_not_fail(tiny_l
         assert all(answer.tokens == expected for answer in answers)
 
 
+async def test_a_full_pool_and_full_staging_do_not_wait_for_each_other(tiny_llama: Path, tmp_path: Path) -> None:
+    """Prompts in staging wait for pool blocks, which finished requests free only when their last blocks are out, through staging."""
+    async with running_system(shared_model(tiny_llama), tmp_path, slots=40, pool_blocks=27) as system:
+        prompts = [[random.Random(i).randrange(3, 500) for _ in range(320)] for i in range(8)]
+        async with asyncio.timeout(25):  # a lease for persisting gives up after 30 s
+            answers = await asyncio.gather(*(system.ask(prompt, "recompute", max_new=100) for prompt in prompts))
+        assert all(len(answer.tokens) == 100 for answer in answers)
+        assert system.decode_service.persister.skipped_blocks == 0
+
+
 async def test_store_errors_while_persisting_do_not_hurt_the_answer(tiny_llama: Path, tmp_path: Path) -> None:
     async with running_system(shared_model(tiny_llama), tmp_path, wrap=emulated(EmulationSettings(error_rate=1.0))) as system:
         answer = await system.ask(PROMPT, "recompute", max_new=40)
