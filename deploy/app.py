@@ -4,7 +4,7 @@
 `import_path: deploy.app:build` with `args: {config: ...}`. `dualpath serve` deploys it too.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve reads the type of `build`'s argument from its signature, unresolved.
 
 import asyncio
 import logging
