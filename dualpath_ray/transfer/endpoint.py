@@ -123,7 +123,7 @@ class Endpoint:
         self._remote_lists: dict[tuple[str, str], Any] = {}
         self._lease_pushes: Counter[tuple[str, int]] = Counter()  # pushes under way
         self._closed_leases: OrderedDict[tuple[str, int], _ClosedLease] = OrderedDict()
-        self._stopping = False
+        self._stopping = self._ended = False
         self._last_event = 0.0
         self._started: threading.Event = threading.Event()
         self._failure: BaseException | None = None
@@ -167,6 +167,8 @@ class Endpoint:
         """Run `function` on the endpoint's thread soon."""
         self._commands.append(function)
         self._wake.set()
+        if self._ended:
+            self._run_commands()  # nobody else would: pushes must fail, not be forgotten
 
     def poke(self) -> None:
         """Somebody waits for a message: look more often for a while."""
@@ -229,7 +231,7 @@ class Endpoint:
                 count += 1
                 try:
                     message = messages.decode(payload)
-                except msgspec.MsgspecError:
+                except (msgspec.MsgspecError, RecursionError):
                     self.stats.bad_messages += 1
                     continue
                 handler = self._handlers.get(type(message))
@@ -267,14 +269,16 @@ class Endpoint:
             self._agent.send_notif(agent, messages.encode(message))
             self.stats.messages_sent += 1
         except Exception as error:
-            log.warning("endpoint %s: cannot send %s to %s: %s", self.agent_name, type(message).__name__, agent, error)
+            level = logging.DEBUG if self._stopping else logging.WARNING
+            log.log(level, "endpoint %s: cannot send %s to %s: %s", self.agent_name, type(message).__name__, agent, error)
 
     def _enqueue(self, push: Push) -> None:
+        refusal = self._refusal(push)
+        if refusal is not None:
+            self.stats.refused_pushes += 1
+            self._guard(push.on_done, refusal)
+            return
         if push.lease is not None:
-            if (push.peer, push.lease) in self._closed_leases:
-                self.stats.refused_pushes += 1
-                self._guard(push.on_done, StaleEpochError(f"lease {push.lease} of {push.peer} is closed"))
-                return
             self._lease_pushes[push.peer, push.lease] += 1
         push.deadline = time.monotonic() + self.settings.push_timeout_s
         per_piece = max(1, self.settings.max_post_bytes // self._regions[push.local].block_bytes)
@@ -287,25 +291,40 @@ class Endpoint:
             entry = (push.priority, next(self._arrival), push, push.local_blocks[piece], push.remote_blocks[piece])
             heapq.heappush(self._waiting, entry)
 
+    def _refusal(self, push: Push) -> DualPathError | None:
+        if self._stopping:
+            return TransferError("the endpoint is closing")
+        if push.local not in self._regions:
+            return TransferError(f"there is no region {push.local!r} to push from")
+        if push.lease is not None and (push.peer, push.lease) in self._closed_leases:
+            return StaleEpochError(f"lease {push.lease} of {push.peer} is closed")
+        return None
+
     def _post(self) -> int:
         """Post the most urgent piece, if any; one at a time, since a same-host push copies its bytes inside the call."""
         if not self._waiting:
             return 0
         _, _, push, local_blocks, remote_blocks = heapq.heappop(self._waiting)
+        if push.error is None and time.monotonic() > push.deadline:
+            push.error = self._overdue(push)
         if push.error is not None:
             self._piece_ended(push, push.error)
             return 1
-        if push.before is not None:
-            push.before()
-            push.before = None
         start = time.perf_counter()
+        handle = None
         try:
+            if push.before is not None:
+                push.before()
+                push.before = None
+                start = time.perf_counter()
             remote = self._remote_lists.get((push.peer, push.remote))
             if remote is None:
                 raise TransferError(f"{push.peer} is not connected")
             handle = self._agent.make_prepped_xfer("WRITE", self._local_lists[push.local], local_blocks, remote, remote_blocks)
             state = self._agent.transfer(handle)
         except Exception as error:
+            if handle is not None:
+                self._release(handle)
             self._piece_ended(push, self._peer_failed(push.peer, error))
             return 1
         finally:
@@ -337,10 +356,12 @@ class Endpoint:
             elif now > posted.push.deadline:
                 self._posted.remove(posted)
                 self._release(posted.handle)
-                overdue = TransferError(f"a push to {posted.push.peer} did not end within {self.settings.push_timeout_s} s")
-                self._piece_ended(posted.push, overdue)
+                self._piece_ended(posted.push, self._overdue(posted.push))
                 ended += 1
         return ended
+
+    def _overdue(self, push: Push) -> TransferError:
+        return TransferError(f"a push to {push.peer} did not end within {self.settings.push_timeout_s} s")
 
     def _peer_failed(self, agent: str, error: Exception) -> DualPathError:
         """After a disconnect NIXL refuses everything to that agent until it is removed and added again."""
@@ -408,6 +429,7 @@ class Endpoint:
             self._send(key[0], WriterDone(key[1], closed.error))
 
     def _shut_down(self) -> None:
+        self._run_commands()
         error = TransferError("the endpoint is closing")
         for _, _, push, _, _ in self._waiting:
             self._piece_ended(push, error)
@@ -422,3 +444,5 @@ class Endpoint:
             self._release(handle)
         self._local_lists.clear()
         del self._agent
+        self._ended = True
+        self._run_commands()
