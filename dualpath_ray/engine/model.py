@@ -98,16 +98,15 @@ def load_model(path: Path, device: str = "cpu", dtype: str = "float32") -> Causa
                 output_loading_info=True,
             )
         model, report = loaded
-        model = model.to(target)
+        causal = CausalModel(path, model.to(target).eval(), dtype, _eos_token_ids(model))
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model {path} in {dtype} does not fit into the memory of {device}") from error
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"model {path} cannot be loaded: {error}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ConfigError(
             f"model {path} lacks weights: {sorted(report['missing_keys'])[:5]}, of wrong shape: {sorted(report['mismatched_keys'])[:5]}"
         )
-    causal = CausalModel(path, model.eval(), dtype, _eos_token_ids(model))
     _check_attention(causal)
     return causal
 

@@ -31,10 +31,37 @@ class Pair:
 
 
 def make_pair(kind: TinyKind, directory: Path) -> Pair:
+    return load_pair(make_tiny_model(kind, directory / kind))
+
+
+def load_pair(path: Path) -> Pair:
     from transformers import AutoModelForCausalLM
 
-    path = make_tiny_model(kind, directory / kind)
     return Pair(path, load_model(path), AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
+
+
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+
+def make_model(kind: str, directory: Path, **config: Any) -> Path:
+    """A random model of any family that transformers knows."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(directory / kind)
+    return directory / kind
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from dualpath_ray.requests import SamplingParams
 
-from .conftest import Pair
+from .conftest import SMALL, Pair, load_pair, make_model
 from .driver import Turn, complete, random_prompt, turn
 
 NEW = 12
@@ -31,6 +34,21 @@ def test_hit_kv_streamed_in_equals_generate(pair: Pair, cached: int) -> None:
     other = turn(pair.model, "other", random_prompt(8, 40))
     warm = Turn("warm", prompt, cold.kv[:, :cached].clone())
     assert complete(pair.model, [other, warm], NEW, budget=100)["warm"] == expected
+
+
+@pytest.mark.parametrize(
+    "kind, more",
+    [
+        ("mistral", {"sliding_window": None, "num_key_value_heads": 2}),
+        ("mixtral", {"num_local_experts": 4}),
+        ("granite", {"logits_scaling": 3.0, "attention_multiplier": 0.5}),
+    ],
+)
+def test_other_families_equal_generate(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
+    """No model code is ours: experts, scaled logits and a scaled attention come with the library."""
+    pair = load_pair(make_model(kind, tmp_path, **(SMALL | more)))
+    prompt = random_prompt(9, 70)
+    assert complete(pair.model, [turn(pair.model, "x", prompt)], NEW, budget=48)["x"] == pair.generate(prompt, NEW)
 
 
 def test_turns_of_a_conversation_equal_generate(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from dualpath_ray.engine.model import load_model
 from dualpath_ray.errors import ConfigError, OverloadedError
 from dualpath_ray.kv.geometry import KVGeometry
 
-from .conftest import Pair
+from .conftest import SMALL, Pair, make_model
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_facts_of_a_model(pair: Pair) -> None:
 def test_eos_may_be_a_list_or_come_from_the_config(copy: Path) -> None:
     edit(copy, "generation_config.json", eos_token_id=[2, 1])
     assert load_model(copy).eos_token_ids == (2, 1)
-    (copy / "generation_config.json").unlink()
+    edit(copy, "generation_config.json", eos_token_id=None)
     assert load_model(copy).eos_token_ids == (2,)
 
 
@@ -97,7 +97,7 @@ def truncate(path: Path) -> None:
     "spoil, message",
     [
         pytest.param(unlink("config.json"), "no config.json", id="no config"),
-        pytest.param(unlink("model.safetensors"), "safetensors", id="no weights"),
+        pytest.param(unlink("model.safetensors"), "convert the weights", id="no weights"),
         pytest.param(lambda path: (path / "config.json").write_text("{"), "cannot be loaded", id="broken config"),
         pytest.param(truncate, "cannot be loaded", id="truncated weights"),
         pytest.param(drop_a_weight, "lacks weights", id="missing weight"),
@@ -119,6 +119,20 @@ def test_what_cannot_be_served_is_refused_with_the_reason(copy: Path, spoil: Cal
     spoil(copy)
     with pytest.raises(ConfigError, match=message):
         load_model(copy)
+
+
+@pytest.mark.parametrize(
+    "kind, shape, message",
+    [
+        pytest.param("bloom", {"n_layer": 2, "n_head": 4}, "one plain attention per layer", id="attention of its own"),
+        pytest.param("deepseek_v3", {"qk_nope_head_dim": 8, "v_head_dim": 8}, "one plain attention per layer", id="latent attention"),
+        pytest.param("mamba", {}, "linear_attention", id="no attention"),
+    ],
+)
+def test_models_without_plain_attention_are_refused(tmp_path: Path, kind: str, shape: dict[str, int], message: str) -> None:
+    path = make_model(kind, tmp_path, **SMALL, **shape)
+    with pytest.raises(ConfigError, match=message):
+        load_model(path)
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
