@@ -90,7 +90,7 @@ class ActorCalls:
 
 
 class GatewayProxy:
-    """A gateway actor as `dualpath_ray.decode_service.GatewayCalls`."""
+    """A gateway actor as `dualpath_ray.decode_calls.GatewayCalls`."""
 
     def __init__(self, calls: ActorCalls, node_id: str) -> None:
         self._calls, self._name = calls, gateway_name(node_id)
@@ -115,7 +115,7 @@ class GatewayProxy:
 
 
 class PrefillProxy:
-    """A prefill actor as `dualpath_ray.decode_service.PrefillCalls`."""
+    """A prefill actor as `dualpath_ray.decode_calls.PrefillCalls`."""
 
     def __init__(self, calls: ActorCalls, engine_id: str) -> None:
         self._calls, self._name = calls, engine_id

@@ -64,8 +64,8 @@ class Forward:
 class LeaseRequest:
     """Ask a gateway for `blocks` staging slots, filled as `loads` says, writable by the agents in `writers`.
 
-    `draining`: the slots take blocks *out* of a decode pool on their way to storage. Such leases do not queue behind prompts and may use the
-    slots kept for them: prompts in staging may be waiting for just the pool blocks that draining frees.
+    `draining`: the slots take blocks *out* of a decode pool on their way to storage. Such leases do not queue behind prompts and may
+    use the slots kept for them: prompts in staging may be waiting for just the pool blocks that draining frees.
     """
 
     request_id: str

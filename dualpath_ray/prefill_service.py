@@ -32,7 +32,7 @@ from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
-from dualpath_ray.transfer.memory import Region
+from dualpath_ray.transfer.memory import dense_region
 from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
 
 log = logging.getLogger(__name__)
@@ -125,15 +125,7 @@ class PrefillService:
         self._runner = PrefillRunner(model)
         self.capacity_blocks = window.capacity_tokens // geometry.block_tokens
         device = window.tensor.device
-        region = Region(
-            WINDOW,
-            window.data_ptr,
-            geometry.layer_block_bytes,
-            window.layers_resident * self.capacity_blocks,
-            window.nbytes,
-            kind="VRAM" if device.type == "cuda" else "DRAM",
-            device=device.index or 0,
-        )
+        region = dense_region(WINDOW, window.data_ptr, window.nbytes, geometry.layer_block_bytes, device.type, device.index or 0)
         self.endpoint = Endpoint(engine_id, (region,), endpoint_settings)
         self.sink = LayerSink(self.endpoint, WINDOW, STAGING, geometry.layers, window.layers_resident, self.capacity_blocks)
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="prefill")

@@ -65,6 +65,12 @@ class Region:
         return table
 
 
+def dense_region(name: str, base: int, nbytes: int, block_bytes: int, device_type: str, device: int) -> Region:
+    """A region whose Layer Blocks follow each other without gaps, in the memory of a torch device."""
+    kind: MemoryKind = "VRAM" if device_type == "cuda" else "DRAM"
+    return Region(name, base, block_bytes, nbytes // block_bytes, nbytes, kind=kind, device=device)
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """What a process tells others so that they can push to it. `agent` is unique per incarnation of a process."""
