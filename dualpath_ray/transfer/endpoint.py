@@ -39,6 +39,7 @@ M = TypeVar("M", bound=Message)
 
 PRIORITY_LAYERS, PRIORITY_POOL, PRIORITY_PERSIST = 0, 1, 2
 CLOSED_LEASES_KEPT = 65_536
+DEAD_AGENTS_KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ class Endpoint:
         self._arrival = itertools.count()
         self._posted: list[_Posted] = []
         self._peers: dict[str, PeerInfo] = {}
+        self._met: set[str] = set()  # agents that NIXL knows only so that we could answer them
+        self._dead: OrderedDict[str, None] = OrderedDict()
         self._local_lists: dict[str, Any] = {}
         self._remote_lists: dict[tuple[str, str], Any] = {}
         self._lease_pushes: Counter[tuple[str, int]] = Counter()  # pushes under way
@@ -141,13 +144,20 @@ class Endpoint:
         self._handlers[kind] = handler
 
     def connect(self, peer: PeerInfo) -> None:
-        """Make `peer` known. Cheap when it is already."""
-        if self._peers.get(peer.agent) is not peer and peer.agent not in self._peers:
+        """Make `peer` known. Cheap when it is already. A peer that has been forgotten stays so."""
+        if peer.agent not in self._peers and peer.agent not in self._dead:
             self.call(lambda: self._connect(peer))
 
     def forget(self, agent: str) -> None:
-        """A peer is known to be dead: drop what belongs to it."""
+        """A peer is known to be dead: drop what belongs to it. Its name is never used again, so this is for ever."""
+        self._dead[agent] = None
+        if len(self._dead) > DEAD_AGENTS_KEPT:
+            self._dead.popitem(last=False)
         self.call(lambda: self._disconnect(agent))
+
+    def is_dead(self, agent: str) -> bool:
+        """Whether `agent` has been forgotten: work that names it came too late."""
+        return agent in self._dead
 
     def push(self, push: Push) -> None:
         self.call(lambda: self._enqueue(push))
@@ -243,7 +253,7 @@ class Endpoint:
         return count
 
     def _connect(self, peer: PeerInfo) -> None:
-        if peer.agent in self._peers:
+        if peer.agent in self._peers or peer.agent in self._dead:
             return
         try:
             self._agent.add_remote_agent(peer.metadata)
@@ -255,8 +265,9 @@ class Endpoint:
         self._peers[peer.agent] = peer
 
     def _disconnect(self, agent: str) -> None:
-        if self._peers.pop(agent, None) is None:
+        if self._peers.pop(agent, None) is None and agent not in self._met:
             return
+        self._met.discard(agent)
         for name in [key for key in self._remote_lists if key[0] == agent]:
             self._release(self._remote_lists.pop(name))
         try:
@@ -409,6 +420,7 @@ class Endpoint:
     def _on_quiesce(self, sender: str, message: Quiesce) -> None:
         if sender not in self._peers:
             self._agent.add_remote_agent(message.metadata)  # to answer; for pushes there is `connect`
+            self._met.add(sender)
         closed = self._closed_leases.get((sender, message.lease))
         if closed is not None:
             closed.acknowledged = False  # the acknowledgement may have been lost: say it again
