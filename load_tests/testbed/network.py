@@ -23,7 +23,7 @@ from load_tests.testbed.spec import NICS, SUBNETS, TestbedSpec
 PREFIX = "dpt"
 SWITCH = "sw"
 BURST_BYTES = 256 << 10  # at most 20 ms at 100 Mbit/s
-QUEUE_LATENCY = "50ms"
+QUEUE_BYTES = 32 << 20  # more than is ever under way: a lossless fabric, as storage and compute networks are, drops nothing
 
 
 def unavailable() -> str | None:
@@ -103,7 +103,7 @@ class Network:
         """Set a link's rate in both directions; 0 takes the limit away."""
         for namespace, device in ((self.namespace(host), nic), (self.namespace(SWITCH), self.port(host, nic))):
             if bits_per_s:
-                limit = ["tbf", "rate", f"{bits_per_s}bit", "burst", str(BURST_BYTES), "latency", QUEUE_LATENCY]
+                limit = ["tbf", "rate", f"{bits_per_s}bit", "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)]
                 _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *limit)
             else:
                 with contextlib.suppress(TestbedError):  # there was no limit
@@ -119,7 +119,7 @@ class Network:
     def popen(self, host: str, command: Sequence[str], env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a process on a host, in a session of its own. It ends with the testbed."""
         environment = {**os.environ, **(env or {})}
-        prefix = ["ip", "netns", "exec", self.namespace(host)]
+        prefix = ["nice", "-n", str(self.spec.nice), "ip", "netns", "exec", self.namespace(host)]
         return subprocess.Popen([*prefix, *command], env=environment, start_new_session=True, **options)
 
     def pids(self, host: str) -> list[int]:

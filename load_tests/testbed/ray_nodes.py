@@ -32,7 +32,7 @@ class RayNodes:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "OMP_NUM_THREADS": "1",
             "RAY_raylet_start_wait_time_s": "120",  # several nodes start at once on few cores
-            "RAY_worker_niceness": "0",  # Ray's default, 15, leaves the engines to whatever else runs here
+            "RAY_worker_niceness": str(network.spec.nice),  # Ray's default, 15, leaves the engines to whatever else runs here
             **(env or {}),
         }
 

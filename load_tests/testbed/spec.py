@@ -16,6 +16,7 @@ class TestbedSpec:
     """P prefill and D decode hosts, a head (scheduler and client) and a storage host. Rates are bit/s per direction and host; 0: unshaped.
 
     Each P or D host has a storage NIC (`snic`), a compute NIC (`cnic`) and an unshaped control NIC (`ctl`) for Ray's own traffic.
+    `nice` is the priority of all processes on the hosts (negative: before other work on the machine).
     The storage host is reached over the storage network only, so that what crosses an SNIC is storage traffic and nothing else.
     """
 
@@ -26,6 +27,7 @@ class TestbedSpec:
     snic_bits: int = 100_000_000
     cnic_bits: int = 1_000_000_000
     mtu: int = 9000
+    nice: int = 0
 
     @property
     def prefill(self) -> tuple[str, ...]:

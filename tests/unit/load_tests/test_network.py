@@ -1,0 +1,83 @@
+"""The network itself, in namespaces; skipped where those are not allowed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from load_tests.testbed.counters import NicCounters
+from load_tests.testbed.network import PREFIX, Network, _namespaces, unavailable
+from load_tests.testbed.spec import TestbedSpec
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+SERVE = "import socket; s = socket.create_server(('0.0.0.0', 7000)); c, _ = s.accept(); [None for _ in iter(lambda: c.recv(65536), b'')]"
+SEND = """
+import socket, sys, time
+for _ in range(100):
+    try: s = socket.create_connection((sys.argv[1], 7000), 5); break
+    except OSError: time.sleep(0.05)
+s.sendall(bytes(int(sys.argv[2])))
+s.shutdown(socket.SHUT_WR); s.recv(1)
+"""
+
+
+def own_namespaces() -> list[str]:
+    return [name for name in _namespaces() if name.startswith(f"{PREFIX}{os.getpid()}-")]
+
+
+def send(network: Network, source: str, target: str, nic: str, nbytes: int) -> None:
+    server = network.popen(target, [sys.executable, "-c", SERVE])
+    client = network.popen(source, [sys.executable, "-c", SEND, network.spec.address(target, nic), str(nbytes)])  # type: ignore[arg-type]
+    assert client.wait(60) == 0
+    assert server.wait(60) == 0
+
+
+def test_bytes_cross_the_nic_they_should_and_nothing_is_left() -> None:
+    spec = TestbedSpec(snic_bits=400_000_000, cnic_bits=0)
+    with Network(spec) as network, NicCounters(network, 0.05) as counters:
+        before = counters_now(counters)
+        send(network, "store", "p0", "snic", 2_000_000)
+        send(network, "p0", "d0", "cnic", 3_000_000)
+        after = counters_now(counters)
+        received = {name: after[name][0] - before[name][0] for name in after}
+        assert 2_000_000 <= received["p0-snic"] < 2_300_000
+        assert 3_000_000 <= received["d0-cnic"] < 3_300_000
+        assert received["d0-snic"] < 10_000
+    assert own_namespaces() == []
+
+
+def counters_now(counters: NicCounters) -> dict[str, tuple[int, int]]:
+    """Totals of a sample taken after this call."""
+    seen = len(counters.samples)
+    end = time.monotonic() + 10
+    while len(counters.samples) < seen + 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    return counters.samples[-1].totals
+
+
+def test_links_are_shaped_in_both_directions() -> None:
+    with Network(TestbedSpec(snic_bits=80_000_000)) as network:
+        for namespace, device in (("p0", "snic"), ("sw", "p0-snic")):
+            shown = subprocess.run(
+                ["tc", "-n", network.namespace(namespace), "qdisc", "show", "dev", device], capture_output=True, text=True
+            )
+            assert "tbf" in shown.stdout and "rate 80Mbit" in shown.stdout
+        network.shape("p0", "snic", 0)
+        shown = subprocess.run(["tc", "-n", network.namespace("p0"), "qdisc", "show", "dev", "snic"], capture_output=True, text=True)
+        assert "tbf" not in shown.stdout
+
+
+def test_processes_of_a_host_end_with_it() -> None:
+    network = Network(TestbedSpec())
+    with pytest.raises(RuntimeError, match="on purpose"), network:
+        process = network.popen("p0", ["sleep", "600"])
+        while not network.pids("p0"):
+            time.sleep(0.01)
+        raise RuntimeError("on purpose")
+    assert process.wait(10) != 0
+    assert own_namespaces() == []
