@@ -7,7 +7,7 @@ none is retried by Ray; who owns the request decides on another attempt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import ray
@@ -52,7 +52,7 @@ class ActorCalls:
         except RayError as error:
             raise self.translate(name, error) from error
 
-    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncIterator[Any]:
+    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[Any, None]:
         """Items of a streaming method, each within `timeout_s` of the one before."""
         references = getattr(self.handle(name), method).options(num_returns="streaming").remote(*arguments)
         try:

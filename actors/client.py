@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ class ClusterClient:
         ]
         return exposition.merge([({"service": "client", "instance": str(os.getpid())}, self._metrics.render()), *parts])
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""
         facts = await self.facts()
         started = time.monotonic()
@@ -111,14 +112,15 @@ class ClusterClient:
                         return
                     attempt = _attempt(request, emitted, deadline, span.carrier())
                     try:
-                        async for delta in self._attempt(attempt, epoch, facts):
-                            first_at = first_at or time.monotonic()
-                            emitted += delta.tokens
-                            yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
-                            if delta.finish_reason is not None:
-                                outcome = delta.finish_reason
-                                self._count(request, delta.usage, emitted, started, first_at)
-                                return
+                        async with aclosing(self._attempt(attempt, epoch, facts)) as deltas:
+                            async for delta in deltas:
+                                first_at = first_at or time.monotonic()
+                                emitted += delta.tokens
+                                yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
+                                if delta.finish_reason is not None:
+                                    outcome = delta.finish_reason
+                                    self._count(request, delta.usage, emitted, started, first_at)
+                                    return
                         raise DualPathError(f"the stream of request {request.request_id} ended early")
                     except DualPathError as error:
                         span.event("attempt failed", epoch=epoch, reason=str(error))
@@ -136,7 +138,7 @@ class ClusterClient:
             self._metrics.requests_active.dec()
             self._metrics.requests.labels(outcome=outcome).inc()
 
-    async def _attempt(self, request: GenerationRequest, epoch: int, facts: ModelFacts) -> AsyncIterator[GenerationDelta]:
+    async def _attempt(self, request: GenerationRequest, epoch: int, facts: ModelFacts) -> AsyncGenerator[GenerationDelta, None]:
         root = root_key(facts.fingerprint, request.tenant, facts.geometry)
         keys = tuple(block_keys(root, request.tokens, facts.geometry.block_tokens))
         submission = Submission(
@@ -149,9 +151,10 @@ class ClusterClient:
                 route: Route = await self._calls.call(SCHEDULER, "assign", submission, timeout_s=request.timeout + GRACE_S)
             decode_engine = route.decode_engine
             task = DecodeTask(request, route, keys, root)
-            async for delta in self._calls.stream(decode_engine, "generate", task, timeout_s=request.timeout + GRACE_S):
-                finished = delta.finish_reason is not None
-                yield delta
+            async with aclosing(self._calls.stream(decode_engine, "generate", task, timeout_s=request.timeout + GRACE_S)) as deltas:
+                async for delta in deltas:
+                    finished = delta.finish_reason is not None
+                    yield delta
         finally:
             if not finished:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)

@@ -6,6 +6,7 @@ A *node* is a gateway with the engines beside it, in one bundle of a placement g
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from actors.gateway import StorageGatewayActor
 from actors.prefill import PrefillActor
 from actors.scheduler import SchedulerActor
 from dualpath_ray.config import Settings
+from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError, DualPathError
 from dualpath_ray.models.resolve import resolve_model
 from dualpath_ray.transfer.nixl_api import set_environment_defaults
@@ -33,46 +35,62 @@ log = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 100 << 20  # control messages only
 SAME_MACHINE_TLS = "sysv,cma,tcp,self"  # UCX: shared memory for messages, cross-memory attach for data; measured best on one machine
+LOCAL_START_ATTEMPTS = 2
 MAX_CONCURRENT_CALLS = 4096  # of one actor; bounds of its own refuse long before
 
 
 def connect_ray(settings: Settings) -> bool:
-    """Join the Ray cluster that the settings name, or start a local one. Returns whether we started it.
+    """Join the Ray cluster that the settings (or RAY_ADDRESS) name, or start a local one. Returns whether we started it.
 
-    A process that is connected to Ray already stays where it is.
+    A process that is connected to Ray already stays where it is. Raises ConfigError when the cluster cannot be reached or started.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = settings.cluster
+    address = os.environ.get("RAY_ADDRESS", cluster.address)
+    set_ray_defaults(address)
     if ray.is_initialized():
         return False
-    address, namespace = settings.cluster.address, settings.cluster.namespace
-    if address != "local" or "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ.get("RAY_ADDRESS", address), namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+    options: dict[str, Any] = {"namespace": cluster.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        try:
+            ray.init(address=address, **options)
+        except (ValueError, ConnectionError) as error:
+            raise ConfigError(f"there is no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
         return False
-    # Ray would otherwise switch token authentication on and write a token into the user's home.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    nodes = [
-        *[settings.cluster.prefill_resources] * settings.cluster.prefill_nodes,
-        *[settings.cluster.decode_resources] * settings.cluster.decode_nodes,
-    ]
-    custom: dict[str, float] = {}
-    for resources in nodes:
+    local = options | {
+        "address": "local",
+        "include_dashboard": False,
+        # Bookkeeping only: one machine plays several nodes.
+        "num_cpus": max(os.cpu_count() or 1, 8 + int(_engines(settings) * cluster.engine_cpus)),
+        "resources": _custom_resources(settings),
+        "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+    }
+    for attempt in range(LOCAL_START_ATTEMPTS):
+        try:
+            ray.init(**local)
+            return True
+        except Exception as error:  # Ray gives a node 30 s to start, however busy the machine is, and raises a bare Exception then
+            ray.shutdown()
+            if attempt + 1 == LOCAL_START_ATTEMPTS:
+                raise ConfigError(f"a local Ray could not start: {' '.join(str(error).split())}") from error
+    raise AssertionError("unreachable")
+
+
+def _engines(settings: Settings) -> int:
+    cluster = settings.cluster
+    return (cluster.prefill_nodes + cluster.decode_nodes) * cluster.engines_per_node
+
+
+def _custom_resources(settings: Settings) -> dict[str, float]:
+    """What the nodes' bundles ask for, so that a local Ray can be all of them at once."""
+    cluster = settings.cluster
+    total: dict[str, float] = {}
+    for resources, nodes in ((cluster.prefill_resources, cluster.prefill_nodes), (cluster.decode_resources, cluster.decode_nodes)):
         for name, amount in resources.items():
-            custom[name] = custom.get(name, 0.0) + amount
-    engines = len(nodes) * settings.cluster.engines_per_node
-    ray.init(
-        address="local",
-        namespace=namespace,
-        include_dashboard=False,
-        num_cpus=max(os.cpu_count() or 1, 8 + int(engines * settings.cluster.engine_cpus)),  # bookkeeping: one machine plays several nodes
-        resources=custom,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    return True
+            total[name] = total.get(name, 0.0) + amount * nodes
+    return total
 
 
-@dataclass(slots=True)
+@dataclass
 class Cluster:
     """Handles of a running cluster. Made by `start`; whoever made it must `stop` it."""
 
@@ -96,6 +114,15 @@ class Cluster:
             raise
         return cluster
 
+    @functools.cached_property
+    def engine_gpus(self) -> float:
+        """GPUs (or the share of one) that each engine gets: as configured, or else an even share of what a single machine has."""
+        settings = self.settings
+        if settings.cluster.engine_gpus or settings.cluster.placement != "logical" or settings.model.device == "cpu":
+            return settings.cluster.engine_gpus
+        resources: Any = ray.cluster_resources  # untyped
+        return min(1.0, float(resources().get("GPU", 0.0)) / _engines(settings))
+
     def _nodes(self) -> list[tuple[str, str]]:
         """(node id, role) of every node."""
         cluster = self.settings.cluster
@@ -108,8 +135,8 @@ class Cluster:
         labels: list[dict[str, str]] = []
         for _, role in self._nodes():
             bundle = {"CPU": max(0.01, settings.engine_cpus * settings.engines_per_node)}
-            if settings.engine_gpus:
-                bundle["GPU"] = settings.engine_gpus * settings.engines_per_node
+            if self.engine_gpus:
+                bundle["GPU"] = self.engine_gpus * settings.engines_per_node
             bundle |= settings.prefill_resources if role == "prefill" else settings.decode_resources
             bundles.append(bundle)
             labels.append(settings.prefill_labels if role == "prefill" else settings.decode_labels)
@@ -171,7 +198,7 @@ class Cluster:
             name=name,
             namespace=self.namespace,
             num_cpus=self.settings.cluster.engine_cpus if engine else 0,
-            num_gpus=self.settings.cluster.engine_gpus if engine else 0,
+            num_gpus=self.engine_gpus if engine else 0,
             scheduling_strategy=strategy,
             max_restarts=-1,
             max_task_retries=0,

@@ -24,7 +24,11 @@ class ClusterSettings(Section):
         default="dualpath", min_length=1, description="Ray namespace of the actors; two systems on one cluster need two."
     )
     engine_cpus: Delay = Field(default=0.0, description="CPUs that Ray books for each engine (bookkeeping only; it limits nothing).")
-    engine_gpus: Delay = Field(default=0.0, description="GPUs that Ray books for each engine; 1 on GPU nodes, so that each sees its own.")
+    engine_gpus: Delay = Field(
+        default=0.0,
+        description="GPUs that Ray books for each engine; 1 on GPU nodes, so that each sees its own. 0 with placement logical: an even "
+        "share of the machine's.",
+    )
     prefill_resources: dict[str, float] = Field(
         default={}, description="Custom Ray resources each prefill node must have, e.g. {dp_prefill: 1}."
     )
@@ -32,4 +36,7 @@ class ClusterSettings(Section):
     prefill_labels: dict[str, str] = Field(default={}, description="Ray node labels that prefill nodes must have, e.g. {dp.role: prefill}.")
     decode_labels: dict[str, str] = Field(default={}, description="Ray node labels that decode nodes must have.")
     start_timeout_s: Seconds = Field(default=180.0, description="How long placement and the start of all actors may take.")
-    health_timeout_s: Seconds = Field(default=20.0, description="A process whose load reports have stopped for this long is killed and started again (Ray never notices a hung actor).")
+    health_timeout_s: Seconds = Field(
+        default=20.0,
+        description="A process whose load reports have stopped for this long is killed and started again (Ray never notices a hung actor).",
+    )

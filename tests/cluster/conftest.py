@@ -21,8 +21,6 @@ from dualpath_ray.config import Settings
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.requests import GenerationRequest, GenerationUsage
 
-START_ATTEMPTS = 2  # Ray gives a node 30 s to start, whatever the machine's load
-
 
 @dataclass(slots=True)
 class Answer:
@@ -99,14 +97,7 @@ class RunningCluster:
 def local_ray() -> Iterator[None]:
     """One local Ray for all cluster tests. What it leaves behind when it stops is ended by pid."""
     settings = Settings.load(None, [], environ={})
-    for attempt in range(START_ATTEMPTS):
-        try:
-            connect_ray(settings)
-            break
-        except Exception:
-            ray.shutdown()
-            if attempt + 1 == START_ATTEMPTS:
-                raise
+    connect_ray(settings)
     descendants = psutil.Process().children(recursive=True)
     yield
     descendants += psutil.Process().children(recursive=True)
