@@ -1,8 +1,8 @@
 """Threads that always take the task that is first in order, not the one that was submitted first.
 
-A request's reads are many tasks. Were they served in order of submission, a request whose tasks come in two rounds (headers, then data)
-would queue behind everybody twice, and all requests of a busy store would finish together, late. In order of *requests*, the
-first one finishes first, which is how a storage NIC's queue is meant to be served.
+A request's reads are many tasks that are submitted in several rounds (headers, then ranges of layers). Served in order of submission, a
+request would queue behind everybody in each round, and all requests of a busy store would finish together, late. In order of
+*requests*, the first one finishes first, which is how a storage NIC's queue is meant to be served.
 """
 
 from __future__ import annotations

@@ -34,6 +34,10 @@ COUNTERS = (
     "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks",
 )  # fmt: skip
 
+# Order of work: headers are small and gate everything, so they overtake data; were they to wait for the data of earlier requests, the
+# link would idle at each change of request. Data goes request by request.
+HEADERS_FIRST = 0
+
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
@@ -71,7 +75,7 @@ class S3Store:
         self._bucket = bucket or _connect(settings)
         self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
         self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
-        self._turns = itertools.count()
+        self._turns = itertools.count(HEADERS_FIRST + 1)
 
     def register(self, arena: Bytes) -> None:
         """Nothing to do: bytes arrive in the client's memory and are copied."""
@@ -140,7 +144,7 @@ class S3Store:
             future.set_result(S3Reader(self, turn, (), ()))
             return future
         try:
-            self.reading.submit(turn, [lambda i=i: fetch(i) for i in range(len(blocks))])  # type: ignore[misc]
+            self.reading.submit(HEADERS_FIRST, [lambda i=i: fetch(i) for i in range(len(blocks))])  # type: ignore[misc]
         except (OverloadedError, StoreError) as error:
             future.set_exception(error)
         return future
