@@ -65,8 +65,8 @@ def synthesise(target: TraceStatistics, count: int, seed: int) -> list[Trajector
     per_turn = target.append + target.generation
     ratio = target.turns * per_turn / target.total
     shape = ratio / (ratio - 1)
-    quantiles = np.sort(rng.gamma(shape, per_turn / shape, count * 1000))[500::1000]  # no seed draws a lucky or unlucky tail
-    rates = rng.permutation(quantiles)
+    ranks = np.arange(1, count + 1) * (count * 1000) // (count + 1)  # expected order statistics: no seed draws a lucky tail
+    rates = rng.permutation(np.sort(rng.gamma(shape, per_turn / shape, count * 1000))[ranks])
     turns = np.maximum(4, np.round(target.total / rates)).astype(int)
     slack = 1 - target.total / target.max_tokens
     lengths = np.minimum(target.max_tokens * (1 - slack * rng.gamma(2.0, 0.5, count)).clip(0.3), target.max_tokens)
