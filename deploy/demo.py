@@ -134,7 +134,9 @@ class _Demo:
         states = await self._settled()
         report = self._view.report
         report.leaked_slots = sum(state["total_slots"] - state["free_slots"] for state in states.values() if "free_slots" in state)
-        report.object_store_bytes = created_bytes() - created
+        report.object_store_created_bytes = created_bytes() - created
+        smallest = (await self._cluster.facts()).geometry.token_layer_bytes
+        report.object_store_bytes = report.object_store_created_bytes // smallest * smallest
         return prompts
 
     async def _ask(self, messages: list[Any], turn: Any, tenant: str, show: bool = False, max_tokens: int = MAX_TOKENS) -> None:

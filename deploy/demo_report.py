@@ -29,12 +29,17 @@ class Turn:
 
 @dataclass(slots=True)
 class Report:
-    """All turns, and what was left behind."""
+    """All turns, and what was left behind.
+
+    `object_store_created_bytes` is everything that Ray put into its object store during the turns; `object_store_bytes` is how much KV that
+    could have been, in units of one token's KV in one layer, the smallest piece of KV there is.
+    """
 
     model: str
     turns: list[Turn] = field(default_factory=list)
     leaked_slots: int = 0
     object_store_bytes: int = 0
+    object_store_created_bytes: int = 0
     elapsed_s: float = 0.0
 
     @property
