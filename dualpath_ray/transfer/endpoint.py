@@ -210,7 +210,8 @@ class Endpoint:
             self._started.set()
         while not self._stopping:
             self._wake.clear()
-            if self._run_commands() + self._receive() + self._post() + self._check():
+            arrived = self._agent.get_new_notifs()  # before the commands: what was asked of us before a message was sent is done before it
+            if self._run_commands() + self._receive(arrived) + self._post() + self._check():
                 self._last_event = time.monotonic()
             else:
                 self._wake.wait(self._pause())
@@ -234,9 +235,9 @@ class Endpoint:
         except Exception:
             log.exception("endpoint %s: a handler failed", self.agent_name)
 
-    def _receive(self) -> int:
+    def _receive(self, arrived: dict[str, list[bytes]]) -> int:
         count = 0
-        for sender, payloads in self._agent.get_new_notifs().items():
+        for sender, payloads in arrived.items():
             for payload in payloads:
                 count += 1
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from concurrent.futures import Future
 
@@ -220,3 +221,15 @@ def test_incarnations_have_different_names() -> None:
         first.endpoint.send(second.name, StreamReady(1))
         assert second.next()[0] == first.name
     assert isinstance(first, Site)
+
+
+def test_what_was_asked_before_a_message_was_sent_is_done_before_it_is_handled() -> None:
+    """A gateway adds a lease, then tells others of it: their first message must find it there."""
+    with sites("a", "b") as (a, b):
+        known: set[int] = set()
+        answers: queue.Queue[bool] = queue.Queue()
+        b.endpoint.on(StreamReady, lambda sender, message: answers.put(message.stream in known))
+        for number in range(400):
+            b.endpoint.call(lambda number=number: known.add(number))
+            a.endpoint.send(b.name, StreamReady(number))
+            assert answers.get(timeout=WAIT_S), f"message {number} overtook"
