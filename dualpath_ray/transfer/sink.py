@@ -170,6 +170,8 @@ class LayerSink:
             self._endpoint.send(stream.source.agent, OpenStream(stream.number, stream.source.lease, list(stream.source.positions)))
         if not feed.incoming:
             feed.ready.set_result(None)
+        for agent in {source.agent for source in sources if self._endpoint.is_dead(source.agent)}:
+            self.source_died(agent)  # we were told before these streams were opened, and shall not be told again
         return feed
 
     def close(self, feed: ChunkFeed) -> None:

@@ -79,7 +79,7 @@ class StreamSource:
 
     def _on_open(self, sink: str, message: OpenStream) -> None:
         leased = self._leases.get(message.lease)
-        if leased is None or leased.on_quiet is not None or (message.positions and max(message.positions) >= len(leased.slots)):
+        if leased is None or leased.on_quiet is not None or any(not 0 <= position < len(leased.slots) for position in message.positions):
             self._endpoint.send(sink, StreamClosed(message.stream, f"lease {message.lease} is not valid (any more)"))
             return
         if (sink, message.stream) in self._streams:
