@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from load_tests.experiments.gain import GainPlan, parse_shape, run_gain
+from load_tests.experiments.gain import DUAL, GainPlan, parse_shape, run_gain
 from load_tests.experiments.measure import MODES
 from load_tests.experiments.workload import Model, Workload
 from load_tests.testbed.errors import TestbedError
@@ -42,6 +42,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--turns", type=click.IntRange(1), help="Turns of each agent.")
 @click.option("--context", type=click.IntRange(64), help="Mean tokens before a turn.")
 @click.option("--trace-file", type=click.Path(exists=True, dir_okay=False), help="Sessions (JSON lines) instead of the paper's.")
+@click.option("--require", type=float, help="Fail unless every dual-path mode is at least this many times as fast as Basic.")
 @click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Priority of the testbed's processes.")
 @click.option("--set", "overrides", multiple=True, help="Setting of the cluster, e.g. storage.read_threads=8.")
 def gain(
@@ -57,6 +58,7 @@ def gain(
     turns: int | None,
     context: int | None,
     trace_file: str | None,
+    require: float | None,
     nice: int,
     overrides: tuple[str, ...],
 ) -> None:
@@ -89,6 +91,11 @@ def gain(
             click.echo(f"wrote {path}", err=True)
     if as_json:
         click.echo(json.dumps(result.as_json(), indent=1))
+    if require is not None:
+        dual = {f"{shape} {mode}": ratio for shape, ratios in result.speedups().items() for mode, ratio in ratios.items() if mode in DUAL}
+        slow = [name for name, ratio in dual.items() if ratio < require]
+        if slow:
+            raise click.ClickException(f"less than {require} x Basic: {', '.join(slow)}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Workload:
     """
 
     agents: int = 12
-    turns: int = 5
+    turns: int = 4
     context: int = 768
     trace: str = "32k"
     trace_file: str = ""

@@ -5,7 +5,9 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from click.testing import CliRunner
 
+from load_tests.replay.__main__ import main
 from load_tests.replay.agents import run_offline
 from load_tests.replay.openai_caller import OpenAICaller
 from load_tests.replay.trajectory import Trajectory, Turn
@@ -56,3 +58,12 @@ async def test_refusals_are_recorded(server: tuple[str, Seen]) -> None:
     replay = await run_offline(caller, [Trajectory((Turn(7, 3), Turn(5, 2)))], 512)
     await caller.aclose()
     assert [record.error for record in replay.records] == ["HTTP 429: full"]
+
+
+async def test_the_command_prints_its_figures(server: tuple[str, Seen]) -> None:
+    url, seen = server
+    arguments = ["--url", url, "--model", "m", "--agents", "2", "--turns", "2", "--max-tokens", "300", "--rate", "500"]
+    result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["turns"] == 4
+    assert len(seen) == 4
