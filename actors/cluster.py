@@ -158,13 +158,13 @@ class Cluster:
         for bundle, (node_id, role) in enumerate(self._nodes()):
             name = gateway_name(node_id)
             gateway = self._create(
-                name, StorageGatewayActor, (settings, Identity(name, node_id, self.namespace, model_path)), environment, bundle
+                name, StorageGatewayActor, (settings, Identity(node_id, node_id, name, self.namespace, model_path)), environment, bundle
             )
             started[name] = gateway.start.remote()
             for index in range(settings.cluster.engines_per_node):
                 engine_id = f"{role}-{node_id}-{index}"
                 kind = PrefillActor if role == "prefill" else DecodeActor
-                identity = Identity(engine_id, node_id, self.namespace, model_path)
+                identity = Identity(engine_id, node_id, engine_id, self.namespace, model_path)
                 engine = self._create(engine_id, kind, (settings, identity), environment, bundle, engine=True)
                 started[engine_id] = engine.start.remote()
         for name, reference in started.items():

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from actors.calls import ActorCalls, RayDirectory
-from actors.engine_process import Identity, SelfStartingActor, device_of, endpoint_settings, facts_of
-from actors.messages import Registration
+from actors.calls import RayDirectory
+from actors.engine_process import ClusterProcess, Identity, device_of, endpoint_settings
 from actors.reporter import Reporter
 from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
-from dualpath_ray.telemetry import logs, tracing
-from dualpath_ray.telemetry.metrics import Metrics
 from policies.vocabulary import EngineLoad
 
 
-class DecodeActor(SelfStartingActor):
+class DecodeActor(ClusterProcess):
     """See `dualpath_ray.decode_service.DecodeService`; this adds registration, load reports and metrics."""
 
+    role = "decode"
+
     def __init__(self, settings: Settings, identity: Identity) -> None:
-        super().__init__()
-        logs.setup(settings.telemetry, "decode", identity.engine_id)
-        tracing.setup(settings.telemetry, "decode", identity.engine_id)
-        self._settings, self._identity = settings, identity
-        self._facts = facts_of(settings, identity)
-        self._metrics = Metrics()
+        super().__init__(settings, identity)
         self._active: set[str] = set()
+        self._reports: Reporter
 
     async def _bring_up(self) -> str:
         """Load the model, register memory, report to the scheduler."""
@@ -47,29 +41,18 @@ class DecodeActor(SelfStartingActor):
         device = device_of(settings)
         model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
         blocks = settings.decode.pool_size(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
-        calls = ActorCalls(self._identity.namespace)
         self._service = DecodeService(
             self._identity.engine_id,
             model,
             geometry,
             PagedPool(geometry, blocks, device),
-            RayDirectory(calls),
+            RayDirectory(self._calls),
             DecodeServiceSettings(settings.decode.max_requests, settings.decode.max_batch),
             endpoint_settings(settings),
         )
         await self._service.start()
-        registration = Registration(
-            self._identity.engine_id,
-            self._identity.node_id,
-            "decode",
-            self._identity.engine_id,
-            self._service.endpoint.info,
-            self._facts,
-            os.getpid(),
-        )
-        interval_s = settings.scheduling.report_interval_s
-        self._reporter = Reporter(calls, registration, self._load, interval_s, lambda: frozenset(self._active))
-        self._reporter.start()
+        self._reports = self._reporter(self._service.endpoint.info, lambda: frozenset(self._active))
+        self._reports.start()
         return self._service.endpoint.agent_name
 
     def _load(self) -> EngineLoad:
@@ -94,11 +77,11 @@ class DecodeActor(SelfStartingActor):
                 async for delta in deltas:
                     if first:
                         first = False
-                        self._reporter.prefilled(attempt)
+                        self._reports.prefilled(attempt)
                     yield delta
         finally:
             self._active.discard(attempt)
-            self._reporter.finished(attempt)
+            self._reports.finished(attempt)
 
     async def cancel(self, request_id: str, epoch: int) -> None:
         self._service.cancel(request_id, epoch)

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import ray
 
-from actors.messages import ModelFacts
+from actors.calls import ActorCalls
+from actors.messages import ModelFacts, Registration
+from actors.reporter import Reporter
 from dualpath_ray.config import Settings
 from dualpath_ray.engine.fingerprint import model_fingerprint
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.models.shape import read_shape
+from dualpath_ray.telemetry import logs, tracing
+from dualpath_ray.telemetry.metrics import Metrics
 from dualpath_ray.transfer.endpoint import EndpointSettings
+from dualpath_ray.transfer.memory import PeerInfo
+from policies.vocabulary import EngineLoad, NodeLoad, Role
 
 log = logging.getLogger(__name__)
 
 
-class SelfStartingActor:
-    """An actor that Ray may restart at any time: every incarnation brings itself up, nobody has to tell it to."""
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process of the cluster this is. `engine_id` is how the scheduler calls it, `model_path` the resolved model directory."""
 
-    def __init__(self) -> None:
+    engine_id: str
+    node_id: str
+    actor_name: str
+    namespace: str
+    model_path: str
+
+
+class ClusterProcess:
+    """An actor that Ray may restart at any time: every incarnation brings itself up and introduces itself, nobody has to tell it to."""
+
+    role: Role | None = None  # None: a gateway
+
+    def __init__(self, settings: Settings, identity: Identity) -> None:
+        service = self.role or "gateway"
+        logs.setup(settings.telemetry, service, identity.engine_id)
+        tracing.setup(settings.telemetry, service, identity.engine_id)
+        self._settings, self._identity = settings, identity
+        self._facts = facts_of(settings, identity)
+        self._metrics = Metrics()
+        self._calls = ActorCalls(identity.namespace)
         self._start_lock = asyncio.Lock()
         self._agent_name = ""
         # Queued behind this constructor.
@@ -39,17 +67,22 @@ class SelfStartingActor:
         return self._agent_name
 
     async def _bring_up(self) -> str:
+        """Make the service and its reporter; returns the agent name."""
         raise NotImplementedError
 
+    def _load(self) -> EngineLoad | NodeLoad:
+        raise NotImplementedError
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which process of the cluster this is. `model_path` is the resolved model directory."""
-
-    engine_id: str
-    node_id: str
-    namespace: str
-    model_path: str
+    def _reporter(
+        self,
+        info: PeerInfo,
+        active: Callable[[], frozenset[str]] = frozenset,
+        scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
+    ) -> Reporter:
+        """A reporter for the service that `info` addresses; start it when the service can serve."""
+        identity = self._identity
+        registration = Registration(identity.engine_id, identity.node_id, self.role, identity.actor_name, info, self._facts, os.getpid())
+        return Reporter(self._calls, registration, self._load, self._settings.scheduling.report_interval_s, active, scan)
 
 
 def facts_of(settings: Settings, identity: Identity) -> ModelFacts:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from actors.calls import ActorCalls, gateway_name
-from actors.engine_process import Identity, SelfStartingActor, endpoint_settings, facts_of
-from actors.messages import ModelFacts, Registration
-from actors.reporter import Reporter
+from actors.engine_process import ClusterProcess, Identity, endpoint_settings
+from actors.messages import ModelFacts
 from dualpath_ray.config import Settings
 from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.gateway import Gateway, GatewaySettings
@@ -18,23 +15,16 @@ from dualpath_ray.stores.directory import DirectorySettings
 from dualpath_ray.stores.emulated import EmulationSettings
 from dualpath_ray.stores.open import open_store
 from dualpath_ray.stores.s3 import S3Settings
-from dualpath_ray.telemetry import logs, tracing
-from dualpath_ray.telemetry.metrics import Metrics
 from policies.vocabulary import NodeLoad
 
 SMOOTHING = 0.3  # weight of the newest bandwidth sample
 
 
-class StorageGatewayActor(SelfStartingActor):
+class StorageGatewayActor(ClusterProcess):
     """See `dualpath_ray.gateway.Gateway`; this adds registration, load reports and metrics."""
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
-        super().__init__()
-        logs.setup(settings.telemetry, "gateway", identity.node_id)
-        tracing.setup(settings.telemetry, "gateway", identity.node_id)
-        self._settings, self._identity = settings, identity
-        self._facts = facts_of(settings, identity)
-        self._metrics = Metrics()
+        super().__init__(settings, identity)
         self._gateway: Gateway | None = None
         self._sampled_bytes = 0
         self._sampled_busy_s = 0.0
@@ -47,20 +37,10 @@ class StorageGatewayActor(SelfStartingActor):
         slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
         options = GatewaySettings(layer_groups=store.layer_groups())
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
-        registration = Registration(
-            self._identity.node_id,
-            self._identity.node_id,
-            None,
-            gateway_name(self._identity.node_id),
-            gateway.endpoint.info,
-            self._facts,
-            os.getpid(),
-        )
-        calls = ActorCalls(self._identity.namespace)
-        self._reporter = Reporter(calls, registration, self._load, settings.scheduling.report_interval_s, scan=gateway.scan)
-        await gateway.start(self._reporter.index)
+        reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan)
+        await gateway.start(reporter.index)
         self._gateway = gateway
-        self._reporter.start()
+        reporter.start()
         return gateway.endpoint.agent_name
 
     @property

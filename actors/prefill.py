@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.calls import ActorCalls
-from actors.engine_process import Identity, SelfStartingActor, device_of, endpoint_settings, facts_of
-from actors.messages import Registration
-from actors.reporter import Reporter
+from actors.engine_process import ClusterProcess, device_of, endpoint_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
-from dualpath_ray.telemetry import logs, tracing
-from dualpath_ray.telemetry.metrics import Metrics
 from policies.batch_quota import AttentionTimeModel, plan_batch
 from policies.vocabulary import EngineLoad
 
@@ -30,16 +24,10 @@ def batch_policy(settings: Settings, waiting: Sequence[tuple[int, int]]) -> list
     return plan_batch(waiting, model, quota_s, prefill.max_batch_tokens, settings.model.block_tokens)
 
 
-class PrefillActor(SelfStartingActor):
+class PrefillActor(ClusterProcess):
     """See `dualpath_ray.prefill_service.PrefillService`; this adds registration, load reports and metrics."""
 
-    def __init__(self, settings: Settings, identity: Identity) -> None:
-        super().__init__()
-        logs.setup(settings.telemetry, "prefill", identity.engine_id)
-        tracing.setup(settings.telemetry, "prefill", identity.engine_id)
-        self._settings, self._identity = settings, identity
-        self._facts = facts_of(settings, identity)
-        self._metrics = Metrics()
+    role = "prefill"
 
     async def _bring_up(self) -> str:
         """Load the model, register memory, report to the scheduler."""
@@ -67,17 +55,7 @@ class PrefillActor(SelfStartingActor):
             endpoint_settings(settings),
         )
         await self._service.start()
-        registration = Registration(
-            self._identity.engine_id,
-            self._identity.node_id,
-            "prefill",
-            self._identity.engine_id,
-            self._service.endpoint.info,
-            self._facts,
-            os.getpid(),
-        )
-        self._reporter = Reporter(ActorCalls(self._identity.namespace), registration, self._load, settings.scheduling.report_interval_s)
-        self._reporter.start()
+        self._reporter(self._service.endpoint.info).start()
         return self._service.endpoint.agent_name
 
     def _load(self) -> EngineLoad:

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 
 from actors.calls import SCHEDULER, ActorCalls
 from actors.messages import BlockPairs, Registration, Report, Welcome
-from dualpath_ray.errors import DualPathError
+from dualpath_ray.errors import ConfigError, DualPathError
 from policies.vocabulary import EngineLoad, NodeLoad
 
 log = logging.getLogger(__name__)
 
 INDEX_PART = 20_000  # blocks per message when the whole index is sent
 CALL_TIMEOUT_S = 5.0
+REFUSED_PAUSE_S = 5.0
 MIN_PAUSE_S = 0.005  # changes within this time go out in one report
 
 
@@ -72,6 +73,10 @@ class Reporter:
                 if not self._scheduler:
                     await self._register()
                 await self._report()
+            except ConfigError as error:
+                log.error("%s: the scheduler refuses this process: %s", self._registration.engine_id, error)
+                await asyncio.sleep(REFUSED_PAUSE_S)
+                continue
             except DualPathError as error:
                 log.debug("%s: the scheduler cannot be reached: %s", self._registration.engine_id, error)
                 await asyncio.sleep(self._interval_s)
