@@ -74,6 +74,7 @@ class SchedulerActor:
         self._core = SchedulerCore(settings.scheduling)
         self._index = BlockIndex()
         self._index_sender = ""  # agent that has sent, or is sending, the whole index
+        self._index_complete = False
         self._processes: dict[str, _Process] = {}
         self._facts: ModelFacts | None = None
         self._waiting: dict[str, _Waiting] = {}
@@ -104,9 +105,10 @@ class SchedulerActor:
             self._bury(known.registration)
         self._processes[registration.engine_id] = _Process(registration, time.monotonic())
         log.info("%s registered as %s", registration.engine_id, registration.peer.agent)
-        send_index = registration.role is None and not self._index_sender
-        if send_index:
-            self._index_sender = registration.peer.agent
+        agent = registration.peer.agent
+        send_index = registration.role is None and not self._index_complete and self._index_sender in ("", agent)
+        if send_index:  # also again: the sender may not have heard our answer, or could not read its storage
+            self._index_sender = agent
         return Welcome(self._name, send_index)
 
     def _bury(self, dead: Registration) -> None:
@@ -119,7 +121,7 @@ class SchedulerActor:
         for attempt in lost:
             self._assigned.pop(attempt, None)
         if dead.peer.agent == self._index_sender:
-            self._index_sender = ""
+            self._index_sender, self._index_complete = "", False
         for process in self._processes.values():
             if process.registration.engine_id != dead.engine_id:
                 self._calls.send(process.registration.actor_name, "peer_died", dead.peer.agent)
@@ -133,6 +135,7 @@ class SchedulerActor:
         process.reported_at, process.suspected = now, False
         self._index.add(report.added)
         self._index.remove(report.removed)
+        self._index_complete |= report.index_complete
         for attempt in report.prefilled:
             self._core.prefill_done(attempt)
         for attempt in report.finished:
@@ -214,6 +217,8 @@ class SchedulerActor:
             waiting.route.cancel()
 
     def _forget(self, name: str) -> None:
+        if name in self._waiting:
+            self._waiting[name].route.cancel()
         self._core.cancel(name)
         self._assigned.pop(name, None)
 
