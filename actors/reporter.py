@@ -78,7 +78,12 @@ class Reporter:
                 await asyncio.sleep(REFUSED_PAUSE_S)
                 continue
             except DualPathError as error:
-                log.debug("%s: the scheduler cannot be reached: %s", self._registration.engine_id, error)
+                level = logging.DEBUG if error.retryable else logging.ERROR
+                log.log(level, "%s could not report to the scheduler: %s", self._registration.engine_id, error)
+                await asyncio.sleep(self._interval_s)
+                continue
+            except Exception:  # without reports this process would be taken for a hung one and be ended
+                log.exception("%s could not report to the scheduler", self._registration.engine_id)
                 await asyncio.sleep(self._interval_s)
                 continue
             try:
