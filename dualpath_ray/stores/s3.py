@@ -3,7 +3,9 @@
     <prefix>/<digest of fingerprint and geometry>/<key, hex>/<parent, hex>
 
 The object is the block file of block_format.py without its padding. The name says all that a listing must tell, so a scan reads no
-object; other models' blocks lie under other digests. A PUT is atomic and durable when it has been answered. The client (obstore, the Rust
+object; other models' blocks lie under other digests. A PUT is atomic, and durable when it has been answered. It never replaces an
+object (If-None-Match): a block that is computed twice, in other batches, differs in its last bits, and a reader that has checked the
+header of one version must not be given the data of another. The client (obstore, the Rust
 `object_store` crate) keeps its connections, bounds each request in time and repeats what failed in passing.
 """
 
@@ -30,7 +32,7 @@ from dualpath_ray.stores.ordered_work import OrderedWork
 from dualpath_ray.stores.s3_reader import S3Reader
 
 COUNTERS = (
-    "read_bytes", "read_seconds", "written_bytes", "write_seconds", "written_blocks", "failed_writes", "missing_blocks",
+    "read_bytes", "read_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks", "failed_writes", "missing_blocks",
     "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks",
 )  # fmt: skip
 
@@ -72,6 +74,7 @@ class S3Store:
         digest = hashlib.blake2b(fingerprint.encode() + b"\0" + geometry.signature(), digest_size=8).hexdigest()
         self._folder = f"{settings.prefix}/{digest}" if settings.prefix else digest
         self._client = _client()
+        self._exists: type[Exception] = self._client.exceptions.AlreadyExistsError
         self._bucket = bucket or _connect(settings)
         self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
         self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
@@ -213,7 +216,11 @@ class S3Store:
     def _put(self, block: BlockBuffer) -> None:
         header = self.format.encode(block.key, block.parent, self.format.checksums(block.data))
         try:
-            self._client.put(self._bucket, self._path(block.key, block.parent), header + block.data.tobytes(), use_multipart=False)
+            path, body = self._path(block.key, block.parent), header + block.data.tobytes()
+            self._client.put(self._bucket, path, body, mode="create", use_multipart=False)
+        except self._exists:
+            self.counters.add("existing_blocks")
+            return
         except Exception as error:
             raise self._store_error(f"writing block {block.key.hex()}", error) from error
         self.counters.add("written_blocks")

@@ -138,6 +138,20 @@ def test_a_truncated_object_is_corrupt(open_s3: OpenS3, bucket: Any) -> None:
         reader.read(PAGED.layers - 1, PAGED.layers).result(10)
 
 
+def test_a_second_version_of_a_block_does_not_replace_the_first(open_s3: OpenS3) -> None:
+    """Blocks computed twice differ in their last bits; an open reader holds the header of the first."""
+    store = open_s3()
+    (block,) = make_blocks(PAGED, 1)
+    (other,) = make_blocks(PAGED, 1, seed=1)
+    store.write([block]).result(10)
+    (copy,) = emptied([block])
+    reader = store.open([copy]).result(10)
+    assert store.write([type(block)(block.key, block.parent, other.data)]).result(10) == [None]
+    reader.read(0, PAGED.layers).result(10)
+    np.testing.assert_array_equal(copy.data, block.data)
+    assert store.stats()["existing_blocks"] == 1
+
+
 def test_reads_of_a_closed_reader_are_withdrawn(open_s3: OpenS3) -> None:
     store = open_s3()
     blocks = make_blocks(PAGED, 2)
@@ -240,6 +254,8 @@ def test_a_real_service(seaweed: str) -> None:
         for block, copy in zip(blocks, copies, strict=True):
             np.testing.assert_array_equal(block.data, copy.data)
         assert {block.key for block in store.scan()} == {block.key for block in blocks}
+        assert store.write(blocks[:1]).result(60) == [None]
+        assert store.stats()["existing_blocks"] == 1
         store.remove(blocks[0].key)
         with pytest.raises(BlockMissingError):
             store.open(blocks[:1]).result(60)
