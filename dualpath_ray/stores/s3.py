@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,8 @@ from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.ordered_work import OrderedWork
 from dualpath_ray.stores.s3_reader import S3Reader
+
+log = logging.getLogger(__name__)
 
 COUNTERS = (
     "read_bytes", "read_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks", "failed_writes", "missing_blocks",
@@ -157,7 +160,7 @@ class S3Store:
         try:
             return self.format.check(page.tobytes(), self.format.file_bytes, block.key, block.parent)
         except BlockCorruptError as error:
-            raise self.corrupt(error) from None
+            raise self.corrupt(block, error) from None
 
     def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes:
         """Bytes `[start, stop)` of a block's object. Raises BlockError or StoreError."""
@@ -171,14 +174,19 @@ class S3Store:
             raise self._store_error(f"reading block {block.key.hex()}", error) from error
         view = np.frombuffer(data, dtype=np.uint8)
         if len(view) != stop - start:
-            raise self.corrupt(
-                BlockCorruptError(block.key, f"block {block.key.hex()}: truncated: {len(view)} bytes where {stop - start} are expected")
-            )
+            problem = f"block {block.key.hex()}: truncated: {len(view)} bytes where {stop - start} are expected"
+            raise self.corrupt(block, BlockCorruptError(block.key, problem))
         return view
 
-    def corrupt(self, error: BlockError) -> BlockError:
-        """Count a damaged block; whoever asked for it removes it."""
+    def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError:
+        """Count a damaged block and remove it, so that it can be written anew. Returns `error`."""
         self.counters.add("corrupt_blocks")
+        log.warning("%s; it is removed", error)
+        try:
+            self._client.delete(self._bucket, self._path(block.key, block.parent))
+            self.counters.add("removed_blocks")
+        except Exception as failure:
+            log.warning("block %s cannot be removed: %s", block.key.hex(), failure)
         return error
 
     # ---- writing

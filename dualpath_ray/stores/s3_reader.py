@@ -24,7 +24,7 @@ class ReaderHost(Protocol):
     reading: OrderedWork
 
     def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes: ...
-    def corrupt(self, error: BlockError) -> BlockError: ...
+    def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +98,7 @@ class S3Reader:
         try:
             host.format.verify(self._headers[index], block.data, read.first, read.stop)
         except BlockCorruptError as error:
-            raise host.corrupt(error) from None
+            raise host.corrupt(block, error) from None
 
     def _settle(self) -> None:
         """End the reads whose turn has come, in order, on one thread at a time and outside the lock."""

@@ -125,6 +125,11 @@ def test_damage_is_found_in_its_layer_only(open_s3: OpenS3, bucket: Any) -> None
     with pytest.raises(BlockCorruptError) as raised:
         reader.read(3, 4).result(10)
     assert raised.value.key == block.key
+    assert list(store.scan()) == []  # gone, so that it can be written anew
+    assert store.write([block]).result(10) == [None]
+    (copy,) = emptied([block])
+    store.open([copy]).result(10).read(0, PAGED.layers).result(10)
+    np.testing.assert_array_equal(copy.data, block.data)
 
 
 def test_a_truncated_object_is_corrupt(open_s3: OpenS3, bucket: Any) -> None:
