@@ -7,7 +7,6 @@ name, whereupon they introduce themselves again, and one gateway sends the index
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -15,12 +14,10 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-
 from actors.calls import ActorCalls
 from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
 from dualpath_ray.config import Settings
-from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
+from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, DualPathError, InvalidRequestError, OverloadedError
 from dualpath_ray.kv.index import BlockIndex
 from dualpath_ray.messages import ReadPart, Route
 from dualpath_ray.telemetry import logs, tracing
@@ -32,6 +29,7 @@ from policies.vocabulary import Assignment, EngineLoad, RequestDemand
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+RECHECK_S = 1.0
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
 
 
@@ -39,7 +37,7 @@ UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard
 class _Process:
     registration: Registration
     reported_at: float
-    suspected: bool = False
+    next_check: float = 0.0  # when to look again after a missing report was looked into
 
 
 @dataclass(slots=True)
@@ -132,7 +130,7 @@ class SchedulerActor:
         if process is None or process.registration.peer.agent != report.agent:
             return ""
         now = time.monotonic()
-        process.reported_at, process.suspected = now, False
+        process.reported_at, process.next_check = now, 0.0
         self._index.add(report.added)
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
@@ -277,15 +275,26 @@ class SchedulerActor:
             self._forget(name)
 
     async def _check_health(self) -> None:
-        """Ray restarts an actor whose process ended, but never notices a hung one: its reports stop, so we end it."""
-        now = time.monotonic()
+        """Ray restarts an actor whose process ended, but never notices a hung one: its reports stop, so we end it.
+
+        Only the incarnation that fell silent is ended. Another one that Ray has started in its place is left in peace while it loads its
+        model, unless that takes longer than a start may.
+        """
+        cluster, now = self._settings.cluster, time.monotonic()
         for process in self._processes.values():
-            silent = now - process.reported_at
-            if silent > self._settings.cluster.health_timeout_s and not process.suspected:
-                process.suspected = True
+            name, silent = process.registration.actor_name, now - process.reported_at
+            if silent < cluster.health_timeout_s or now < process.next_check:
+                continue
+            process.next_check = now + RECHECK_S
+            try:
+                replaced = self._calls.process_id(name) != process.registration.pid
+                if replaced and silent < cluster.health_timeout_s + cluster.start_timeout_s:
+                    continue
                 log.error("%s has not reported for %.1f s: restarting it", process.registration.engine_id, silent)
-                with contextlib.suppress(Exception):
-                    ray.kill(self._calls.handle(process.registration.actor_name), no_restart=False)
+                process.next_check = now + cluster.start_timeout_s
+                self._calls.kill(name)
+            except DualPathError as error:
+                log.warning("%s has not reported for %.1f s: %s", process.registration.engine_id, silent, error)
 
     # ---- figures
 
