@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from actors.messages import ModelFacts, Registration, Report, Submission
@@ -31,6 +32,7 @@ class DirectCalls:
         self.lose_call: str = ""  # method whose next call does not reach the scheduler
         self.lose_answer: str = ""  # method whose next answer does not come back
         self.sent: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.meanwhile: Callable[[], None] | None = None  # done once, while a report of something finished is under way
         self.called: list[tuple[str, tuple[Any, ...]]] = []
 
     async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = 1.0) -> Any:
@@ -39,6 +41,9 @@ class DirectCalls:
             self.lose_call = ""
             raise TransferError("the scheduler cannot be reached")
         self.called.append((method, arguments))
+        if self.meanwhile is not None and method == "report" and arguments[0].finished:
+            self.meanwhile()
+            self.meanwhile = None
         result = await getattr(self.scheduler, method)(*arguments)
         if method == self.lose_answer:
             self.lose_answer = ""

@@ -142,3 +142,11 @@ async def test_a_process_with_another_model_says_so_aloud(process: Process, capl
     with caplog.at_level(logging.ERROR, logger=module.__name__):
         process.reporter.start()
         await process.until(lambda: any("another model" in record.getMessage() for record in caplog.records))
+
+
+async def test_events_that_happen_while_a_report_is_under_way_go_out_with_the_next(process: Process) -> None:
+    process.calls.meanwhile = lambda: (process.reporter.finished("b/0"), process.reporter.index(CHAIN[1:], []))[0]
+    process.reporter.finished("a/0")
+    process.reporter.index(CHAIN[:1], [])
+    process.reporter.start()
+    await process.until(lambda: process.heard("finished") == ["a/0", "b/0"] and len(process.known) == len(CHAIN))

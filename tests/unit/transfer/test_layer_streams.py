@@ -16,7 +16,7 @@ import pytest
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError
 from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
 from dualpath_ray.transfer.memory import Region, allocate
-from dualpath_ray.transfer.messages import StreamClosed, WriterDone
+from dualpath_ray.transfer.messages import Credit, StreamClosed, WriterDone
 from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
 from dualpath_ray.transfer.source import StreamSource
 
@@ -413,3 +413,28 @@ def test_random_schedules_end_with_nothing_left(seed: int) -> None:
         cluster.settle()
     finally:
         cluster.close()
+
+
+@pytest.mark.parametrize("ring_slots", [1])
+def test_a_lease_is_quiet_only_when_its_pushes_have_ended(cluster: Cluster) -> None:
+    """It is taken back between a credit and the push that answers it."""
+    chunk, node = Chunk(cluster, (6, 0), 1), cluster.nodes[0]
+    pushed_before_quiet: list[int] = []
+    quiet = threading.Event()
+
+    def on_quiet() -> None:
+        pushed_before_quiet.append(node.endpoint.stats.pushes["staging->window"])
+        quiet.set()
+
+    def on_credit(sink: str, credit: Credit) -> None:
+        node.source._on_credit(sink, credit)
+        node.source.drop_lease(chunk.leases[0], on_quiet)
+
+    node.endpoint.on(Credit, on_credit)
+    batch = Batch(cluster, [chunk])
+    batch.start()
+    assert quiet.wait(WAIT_S)
+    assert pushed_before_quiet == [1]
+    with pytest.raises(TransferError, match="released"):
+        batch.run()
+    cluster.settle()
