@@ -148,17 +148,12 @@ class Gateway:
         await self._wait_for_slots(request)
         if self.endpoint.is_dead(request.owner):
             raise StaleEpochError(f"{request.owner} died before its lease was granted")
-        if self.endpoint.is_dead(request.owner):
-            raise StaleEpochError(f"{request.owner} died before its lease was granted")
         self.stats.leases += 1
         self.stats.lease_wait_s += time.monotonic() - start
         lease = self.staging.grant(request.owner, request.request_id, request.blocks, request.writers)
         work = _Work(lease, self._loop.create_future(), asyncio.Event())
         work.loaded.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._work[lease.lease_id] = work
-        for writer in request.writers:
-            if self.endpoint.is_dead(writer):  # we were told before this lease was made, and shall not be told again
-                self._writer_done(lease.lease_id, writer, "died")
         for writer in request.writers:
             if self.endpoint.is_dead(writer):  # we were told before this lease was made, and shall not be told again
                 self._writer_done(lease.lease_id, writer, "died")
@@ -233,7 +228,6 @@ class Gateway:
             self._spawn(self._persist(work.lease, blocks))
         if work.task is not None and not work.loaded.done():
             work.loaded.set_exception(StaleEpochError("the lease was released"))
-        work.quiet.set()  # a delivery that waits shall see that there is nothing left to wait for
         work.quiet.set()  # a delivery that waits shall see that there is nothing left to wait for
         self._retire(work.lease)
 
