@@ -15,7 +15,7 @@ from ray._private import state
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
 
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, TransferError
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, TransferError, UnansweredError
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock, PrefillOutcome, PrefillTask
 
 SCHEDULER = "scheduler"
@@ -49,7 +49,7 @@ class ActorCalls:
         try:
             return await asyncio.wait_for(reference, timeout_s)
         except TimeoutError:
-            raise DeadlineExceededError(f"{name}.{method} did not answer within {timeout_s:.1f} s") from None
+            raise UnansweredError(f"{name}.{method} did not answer within {timeout_s:.1f} s") from None
         except RayError as error:
             raise self.translate(name, error) from error
 
@@ -96,8 +96,8 @@ class ActorCalls:
         if isinstance(error, ActorDiedError):
             self._handles.pop(name, None)
         if isinstance(error, ActorDiedError | ActorUnavailableError):
-            return TransferError(f"actor {name} died or cannot be reached")
-        return TransferError(f"call to {name} failed: {error}")
+            return UnansweredError(f"actor {name} died or cannot be reached")
+        return UnansweredError(f"call to {name} failed: {error}")
 
 
 class GatewayProxy:

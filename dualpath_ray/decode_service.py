@@ -26,7 +26,7 @@ from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence, StepOutput
 from dualpath_ray.engine.finish import FinishRule
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import BlockIds, PagedPool
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, UnansweredError
 from dualpath_ray.gateway import POOL
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import block_keys
@@ -324,14 +324,15 @@ class DecodeService:
             self.stats.requests += 1
 
     async def _end_delivery(self, flow: Flow) -> bool:
-        """Wait until a delivery under way has ended. True if that cannot be known: the gateway may still write to the pool blocks."""
+        """Wait until a delivery under way has ended. True if that is not known: the gateway may still write to the pool blocks."""
         if flow.delivery is None:
             return False
         try:
             await flow.delivery
             flow.lease = None
-        except DeadlineExceededError:
-            return flow.pool_blocks is not None
+        except UnansweredError:
+            route = flow.task.route
+            return not self.endpoint.is_dead(route.peers[route.decode_node].agent)
         except DualPathError:
             pass
         return False

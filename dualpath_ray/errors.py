@@ -43,6 +43,10 @@ class TransferError(DualPathError):
     retryable = True
 
 
+class UnansweredError(TransferError):
+    """A call to another process got no answer: whether it was, is being or will be carried out is unknown."""
+
+
 class StaleEpochError(DualPathError):
     """A message names a lease or an assignment that is no longer the current one; it is dropped."""
 

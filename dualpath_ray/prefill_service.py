@@ -164,6 +164,9 @@ class PrefillService:
             raise InvalidRequestError(
                 f"a prompt of {len(task.tokens)} tokens does not fit the window of {self._window.capacity_tokens} tokens"
             )
+        # Checked here, because in a batch one such request would fail the others.
+        if task.tokens.min() < 0 or task.tokens.max() >= self._model.vocab_size:
+            raise InvalidRequestError(f"request {task.request_id}: token ids must lie in [0, {self._model.vocab_size})")
         for peer in (task.gateway, *task.peers):
             self.endpoint.connect(peer)
         now = time.monotonic()

@@ -40,7 +40,10 @@ class EmulationSettings(Section):
 
 
 class S3Settings(Section):
-    """The `storage.s3` section: a bucket of any S3 service. Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) of the gateways."""
+    """The `storage.s3` section: a bucket of any S3 service.
+
+    Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) of the gateways.
+    """
 
     bucket: str = Field(default="", description="Bucket of the blocks; it must exist.")
     endpoint: str = Field(

@@ -58,8 +58,9 @@ class EndpointSettings:
 class Push:
     """Copy Layer Blocks `local_blocks` of our region `local` to blocks `remote_blocks` of `peer`'s region `remote`.
 
-    `on_done(error)` is called once, on the endpoint's thread, when no byte of it is under way any more (or, after
-    `push_timeout_s`, when none may be acknowledged any more); `message` is sent to the peer behind the data if all went well.
+    `on_done(error)` is called once, on the endpoint's thread, when no byte of it is under way any more; `message` is sent to the peer
+    behind the data if all went well. A push that outlasts `push_timeout_s` has failed, but is not done before NIXL says so or the peer is
+    known to be dead; whoever waits for it has a deadline of its own.
     A push under a `lease` fails with StaleEpochError once that lease of the peer's is closed.
     """
 
@@ -353,6 +354,12 @@ class Endpoint:
         ended = 0
         now = time.monotonic() if self._posted else 0.0
         for posted in list(self._posted):
+            if posted.push.peer in self._dead:
+                self._posted.remove(posted)
+                self._release(posted.handle)
+                self._piece_ended(posted.push, TransferError(f"{posted.push.peer} died"))
+                ended += 1
+                continue
             try:
                 state = self._agent.check_xfer_state(posted.handle)
             except Exception as error:
@@ -365,11 +372,10 @@ class Endpoint:
                 self._posted.remove(posted)
                 self._piece_landed(posted)
                 ended += 1
-            elif now > posted.push.deadline:
-                self._posted.remove(posted)
-                self._release(posted.handle)
-                self._piece_ended(posted.push, self._overdue(posted.push))
-                ended += 1
+            elif now > posted.push.deadline and posted.push.error is None:
+                # It cannot be taken back: bytes may land until NIXL says that it has ended, or the peer is known to be dead.
+                posted.push.error = self._overdue(posted.push)
+                log.warning("endpoint %s: %s", self.agent_name, posted.push.error)
         return ended
 
     def _overdue(self, push: Push) -> TransferError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dualpath_ray.config.telemetry import TelemetrySettings
-from dualpath_ray.errors import BlockError, CancelledError, DualPathError
+from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import LeaseRequest
 from dualpath_ray.stores.base import BlockStore
@@ -208,3 +208,10 @@ async def test_store_errors_while_persisting_do_not_hurt_the_answer(tiny_llama: 
         await system.settle()
         assert len(answer.tokens) == 40
         assert len(system.index) == 0
+
+
+async def test_a_request_with_impossible_tokens_fails_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    async with running_system(shared_model(tiny_llama), tmp_path) as system:
+        wrong, right = await asyncio.gather(system.ask([5, 6, 10**6], "recompute"), system.ask(PROMPT, "recompute"), return_exceptions=True)
+        assert isinstance(wrong, InvalidRequestError)
+        assert not isinstance(right, BaseException)
