@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from types import ModuleType
+import importlib.util
+from pathlib import Path
 
 from openai.types.chat import ChatCompletionMessageParam
-
-from policies import batch_quota, decode_placement, indexed_heap, prefill_placement, read_plan, water_filling
 
 TOOL_CHARACTERS = 1150  # about 350 tokens of source code
 
@@ -16,13 +14,13 @@ TASK = (
     "The load scheduler of our serving cluster sometimes leaves a storage NIC idle while another one is saturated. "
     "Find out how reads are divided between the nodes and propose a fix. I will paste what your tools print."
 )
-STEPS: tuple[tuple[ModuleType, str], ...] = (
-    (read_plan, "What does this module decide?"),
-    (water_filling, "What does water filling do here?"),
-    (prefill_placement, "Which engine gets the next request?"),
-    (decode_placement, "When is a decode engine overloaded?"),
-    (batch_quota, "Why is there a quota?"),
-    (indexed_heap, "What is the cost of an update?"),
+STEPS: tuple[tuple[str, str], ...] = (
+    ("policies.read_plan", "What does this module decide?"),
+    ("policies.water_filling", "What does water filling do here?"),
+    ("policies.prefill_placement", "Which engine gets the next request?"),
+    ("policies.decode_placement", "When is a decode engine overloaded?"),
+    ("policies.batch_quota", "Why is there a quota?"),
+    ("policies.indexed_heap", "What is the cost of an update?"),
 )
 
 
@@ -36,6 +34,8 @@ def next_message(turn: int) -> ChatCompletionMessageParam:
     return {"role": "user", "content": _tool_output(*STEPS[turn])}
 
 
-def _tool_output(module: ModuleType, question: str) -> str:
-    path = module.__name__.replace(".", "/") + ".py"
-    return f"$ cat {path}\n{inspect.getsource(module)[:TOOL_CHARACTERS]}\n...\n{question}"
+def _tool_output(module: str, question: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, f"{module} is part of this project"
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return f"$ cat {module.replace('.', '/')}.py\n{source[:TOOL_CHARACTERS]}\n...\n{question}"
