@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from load_tests.testbed.counters import NicCounters
-from load_tests.testbed.network import PREFIX, Network, _namespaces, unavailable
+from load_tests.testbed.network import PREFIX, Network, _namespaces, sweep, unavailable
 from load_tests.testbed.spec import TestbedSpec
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -81,3 +82,28 @@ def test_processes_of_a_host_end_with_it() -> None:
         raise RuntimeError("on purpose")
     assert process.wait(10) != 0
     assert own_namespaces() == []
+
+
+HOLD = """
+import time
+from load_tests.testbed.network import Network
+from load_tests.testbed.spec import TestbedSpec
+with Network(TestbedSpec()) as network:
+    network.popen("d0", ["sleep", "600"])
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_owner_leaves_nothing_and_a_killed_one_is_swept(number: signal.Signals) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert owner.stdout is not None and owner.stdout.readline() == b"ready\n"
+    made = [name for name in _namespaces() if name.startswith(f"{PREFIX}{owner.pid}-")]
+    assert len(made) == 5
+    owner.send_signal(number)
+    owner.wait(30)
+    owner.stdout.close()
+    if number == signal.SIGKILL:
+        assert owner.pid in sweep()
+    assert not set(made) & set(_namespaces())
