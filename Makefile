@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: env
-	$(BIN)/dualpath demo $(ARGS)
+	@$(BIN)/dualpath demo $(ARGS)
 
 test: env
 	$(BIN)/python -m pytest $(ARGS)
