@@ -34,6 +34,8 @@ class DirectCalls:
         self.sent: list[tuple[str, str, tuple[Any, ...]]] = []
         self.meanwhile: Callable[[], None] | None = None  # done once, while a report of something finished is under way
         self.called: list[tuple[str, tuple[Any, ...]]] = []
+        self.pids: dict[str, int | None] = {}  # actor -> its process now, 1 unless set
+        self.killed: list[str] = []
 
     async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = 1.0) -> Any:
         await asyncio.sleep(0)
@@ -49,6 +51,12 @@ class DirectCalls:
             self.lose_answer = ""
             raise DeadlineExceededError("no answer")
         return result
+
+    def process_id(self, name: str) -> int | None:
+        return self.pids.get(name, 1)
+
+    def kill(self, name: str) -> None:
+        self.killed.append(name)
 
     def send(self, name: str, method: str, *arguments: Any) -> None:
         self.sent.append((name, method, arguments))

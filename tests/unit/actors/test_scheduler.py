@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -235,3 +236,29 @@ async def test_figures(scheduler: SchedulerActor) -> None:
     text = await scheduler.metrics()
     assert "dualpath_" in text
     assert set((await scheduler.status())["processes"]) == {part[0] for part in PARTS}
+
+
+async def test_a_silent_process_is_killed_once_but_not_its_loading_replacement(idle: tuple[SchedulerActor, DirectCalls]) -> None:
+    scheduler, calls = idle
+    await bring_up(scheduler)
+    process = scheduler._processes["prefill-0"]
+    limits = scheduler._settings.cluster
+
+    async def silent_for(seconds: float) -> None:
+        process.reported_at, process.next_check = time.monotonic() - seconds, 0.0
+        await scheduler._check_health()
+
+    await silent_for(limits.health_timeout_s / 2)
+    assert not calls.killed
+    calls.pids["actor-prefill-0"] = 2  # Ray has started another one, which has not registered yet
+    await silent_for(2 * limits.health_timeout_s)
+    calls.pids["actor-prefill-0"] = None  # or is about to
+    await silent_for(2 * limits.health_timeout_s)
+    assert not calls.killed
+    calls.pids["actor-prefill-0"] = 1  # the one that fell silent
+    await silent_for(2 * limits.health_timeout_s)
+    await scheduler._check_health()
+    assert calls.killed == ["actor-prefill-0"]
+    calls.pids["actor-prefill-0"] = 2  # a replacement that never comes up
+    await silent_for(limits.health_timeout_s + limits.start_timeout_s + 1)
+    assert calls.killed == ["actor-prefill-0"] * 2
