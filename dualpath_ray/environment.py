@@ -14,3 +14,5 @@ def set_ray_defaults(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray's default, 15, starves the engines on a machine that does anything else.
+        os.environ.setdefault("RAY_worker_niceness", "0")
