@@ -17,7 +17,7 @@ class PrefillSettings(Section):
         default=1024, description="New tokens computed in one forward pass; longer prompts go in chunks. A multiple of model.block_tokens."
     )
     window_layers: Count = Field(
-        default=3, description="Layers whose KV is resident at once: while one is computed, the next ones arrive and the last one leaves."
+        default=4, description="Layers whose KV is resident at once: while one is computed, the next ones arrive and the last one leaves."
     )
     window_tokens: Count | None = Field(
         default=None,

@@ -30,7 +30,7 @@ class TransferSettings(Section):
     progress_thread_delay_us: Count = Field(
         default=1000, description="How long NIXL's progress thread sleeps when nothing arrives (microseconds). Small values burn a core."
     )
-    busy_poll_s: Delay = Field(default=0.0001, description="Pause between looks at transfers that are under way.")
+    busy_poll_s: Delay = Field(default=0.00001, description="Pause between looks at transfers that are under way.")
     idle_poll_s: Seconds = Field(default=0.002, description="Pause between looks when nothing has happened for linger_s.")
     linger_s: Delay = Field(default=0.02, description="How long a process goes on looking often after the last event.")
     push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")

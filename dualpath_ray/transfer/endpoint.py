@@ -47,7 +47,7 @@ class EndpointSettings:
     """`tls`, `net_devices` and `error_handling` reach UCX through the environment of the process (see Settings.transfer)."""
 
     progress_thread_delay_us: int = 1000
-    busy_poll_s: float = 0.0001  # pause between looks while pushes are under way or messages are expected
+    busy_poll_s: float = 0.00001  # pause between looks while pushes are under way or messages are expected
     idle_poll_s: float = 0.002  # pause between looks when nothing has happened for `linger_s`
     linger_s: float = 0.02
     push_timeout_s: float = 30.0

@@ -20,7 +20,7 @@ from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.kv.geometry import KVGeometry
 from load_tests.bench.figures import median, show, spread
 
-RING_SLOTS = 3
+RING_SLOTS = 4  # prefill.window_layers
 
 
 class SourceProcess:
