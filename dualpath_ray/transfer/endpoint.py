@@ -75,6 +75,7 @@ class Push:
     priority: int = PRIORITY_LAYERS
     before: Callable[[], None] | None = None  # e.g. wait for a CUDA event; called right before the first byte is posted
     pieces_left: int = field(default=0, init=False)
+    attached: bool = field(default=False, init=False)  # NIXL sends `message` itself, behind the one piece
     error: DualPathError | None = field(default=None, init=False)
     deadline: float = field(default=0.0, init=False)
 
@@ -297,6 +298,7 @@ class Endpoint:
         per_piece = max(1, self.settings.max_post_bytes // self._regions[push.local].block_bytes)
         starts = range(0, len(push.local_blocks), per_piece)
         push.pieces_left = len(starts)
+        push.attached = len(starts) == 1
         if not push.pieces_left:
             self._finish(push)
         for start in starts:
@@ -333,7 +335,8 @@ class Endpoint:
             remote = self._remote_lists.get((push.peer, push.remote))
             if remote is None:
                 raise TransferError(f"{push.peer} is not connected")
-            handle = self._agent.make_prepped_xfer("WRITE", self._local_lists[push.local], local_blocks, remote, remote_blocks)
+            notice = messages.encode(push.message) if push.attached and push.message is not None else b""
+            handle = self._agent.make_prepped_xfer("WRITE", self._local_lists[push.local], local_blocks, remote, remote_blocks, notice)
             state = self._agent.transfer(handle)
         except Exception as error:
             if handle is not None:
@@ -404,8 +407,9 @@ class Endpoint:
     def _finish(self, push: Push) -> None:
         if push.error is None:
             self.stats.pushes[f"{push.local}->{push.remote}"] += 1
-            if push.message is not None:
+            if push.message is not None and not push.attached:
                 self._send(push.peer, push.message)
+            self.stats.messages_sent += push.attached and push.message is not None
         else:
             self.stats.failed_pushes += 1
         self._guard(push.on_done, push.error)
