@@ -89,9 +89,13 @@ def table(report: Report) -> Table:
     ):
         out.add_column(column, justify="right")
     for number, turn in enumerate(report.turns, 1):
+        name = f"{number}{' *' if turn.after_restart else ''}"
+        if not turn.prompt_tokens:  # under way
+            out.add_row(name, "...")
+            continue
         recompute = turn.ttft_recompute_s
         out.add_row(
-            f"{number}{' *' if turn.after_restart else ''}",
+            name,
             str(turn.prompt_tokens),
             str(turn.cached_tokens),
             str(turn.computed_tokens),
