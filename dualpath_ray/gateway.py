@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 
@@ -19,11 +18,9 @@ import numpy as np
 
 from dualpath_ray.errors import (
     BlockError,
-    CancelledError,
     DeadlineExceededError,
     DualPathError,
     InvalidRequestError,
-    OverloadedError,
     StaleEpochError,
     TransferError,
 )
@@ -31,6 +28,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.kv.staging import Lease, StagingBuffer
 from dualpath_ray.messages import Delivery, Forward, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
+from dualpath_ray.slot_queue import SlotQueue
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, BlockStore
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import PRIORITY_POOL, Blocks, Endpoint, EndpointSettings, Push
@@ -42,7 +40,6 @@ log = logging.getLogger(__name__)
 
 WINDOW, POOL = "window", "pool"
 QUIESCE_REPEAT_S = 1.0
-DRAIN_SLOTS = 8  # kept free of prompts, at most a quarter of the arena
 IndexEvents = Callable[[list[tuple[bytes, bytes]], list[bytes]], None]
 
 
@@ -79,13 +76,6 @@ class _Work:
     task: asyncio.Task[None] | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    request_id: str
-    blocks: int
-    turn: asyncio.Future[None]
-
-
 class Gateway:
     """See the module's docstring. Every method must be called on the event loop that `start` was awaited on."""
 
@@ -112,8 +102,7 @@ class Gateway:
         self.source = StreamSource(self.endpoint, STAGING, WINDOW, geometry.layers)
         self._loop: asyncio.AbstractEventLoop
         self._work: dict[int, _Work] = {}
-        self._waiting: dict[bool, deque[_Waiter]] = {False: deque(), True: deque()}  # by LeaseRequest.draining
-        self._drain_slots = min(DRAIN_SLOTS, slots // 4)
+        self._slots = SlotQueue(self.staging, self.settings.max_waiting_leases)
         self._persist_queue_blocks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_index: IndexEvents = lambda added, removed: None
@@ -145,7 +134,7 @@ class Gateway:
         for peer in request.peers:
             self.endpoint.connect(peer)
         start = time.monotonic()
-        await self._wait_for_slots(request)
+        await self._slots.wait(request)
         if self.endpoint.is_dead(request.owner):
             raise StaleEpochError(f"{request.owner} died before its lease was granted")
         self.stats.leases += 1
@@ -165,47 +154,9 @@ class Gateway:
             work.loaded.set_result(LoadOutcome())
         return LeaseGrant(self.endpoint.agent_name, lease.lease_id, lease.slots)
 
-    async def _wait_for_slots(self, request: LeaseRequest) -> None:
-        queue = self._waiting[request.draining]
-        if not queue and not self._turn_pending() and self._can_grant(request.blocks, request.draining):
-            return
-        if len(queue) >= self.settings.max_waiting_leases:
-            raise OverloadedError(f"gateway {self.node_id}: {len(queue)} requests wait for staging slots already")
-        turn: asyncio.Future[None] = self._loop.create_future()
-        waiter = _Waiter(request.request_id, request.blocks, turn)
-        queue.append(waiter)
-        try:
-            await asyncio.wait_for(turn, request.timeout_s)
-        except TimeoutError:
-            raise DeadlineExceededError(
-                f"gateway {self.node_id}: no {request.blocks} staging slots within {request.timeout_s:.1f} s"
-            ) from None
-        finally:
-            queue.remove(waiter)
-            self._loop.call_soon(self._serve_waiting)
-
-    def _serve_waiting(self) -> None:
-        """Wake a queue's first waiter if its slots are there. It stays first until it has taken them, so nobody overtakes it."""
-        if self._turn_pending():
-            return
-        for draining in (True, False):
-            queue = self._waiting[draining]
-            if queue and self._can_grant(queue[0].blocks, draining):
-                queue[0].turn.set_result(None)
-                return
-
-    def _turn_pending(self) -> bool:
-        """A waiter has been woken and has not taken its slots yet."""
-        return any(queue and queue[0].turn.done() for queue in self._waiting.values())
-
-    def _can_grant(self, blocks: int, draining: bool) -> bool:
-        return self.staging.can_grant(blocks, 0 if draining else self._drain_slots)
-
     async def withdraw(self, request_id: str) -> None:
         """A request that waits for slots needs them no longer: its `lease` call raises CancelledError. Others are left alone."""
-        for waiter in self._waiting[False]:
-            if waiter.request_id == request_id and not waiter.turn.done():
-                waiter.turn.set_exception(CancelledError(f"request {request_id} was withdrawn"))
+        self._slots.withdraw(request_id)
 
     async def complete(self, lease_id: int, timeout_s: float = 60.0) -> LoadOutcome:
         """Wait until the lease's blocks are in memory and forwarded, then release it. Raises what went wrong."""
@@ -246,13 +197,13 @@ class Gateway:
 
     def _unhold(self, lease: Lease) -> None:
         self.staging.unhold(lease)
-        self._serve_waiting()
+        self._slots.serve()
 
     def _writer_done(self, lease_id: int, agent: str, error: str | None) -> None:
         lease = self.staging.writer_done(lease_id, agent, error)
         if lease is not None and lease.quiet and lease_id in self._work:
             self._work[lease_id].quiet.set()
-        self._serve_waiting()
+        self._slots.serve()
 
     def peer_died(self, agent: str) -> None:
         """A process is known to be dead: nothing of its is under way, and what it owned is released."""
@@ -421,7 +372,7 @@ class Gateway:
     @property
     def idle(self) -> bool:
         """No lease is out, nothing is being read or written."""
-        return not self._work and not self.staging.leases and not self._persist_queue_blocks and not any(self._waiting.values())
+        return not self._work and not self.staging.leases and not self._persist_queue_blocks and not len(self._slots)
 
     def check_integrity(self) -> None:
         self.staging.check_integrity()

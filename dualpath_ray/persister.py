@@ -26,7 +26,7 @@ from dualpath_ray.transfer.memory import PeerInfo
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_BLOCKS = 1024
-MAX_BLOCKS_AT_ONCE = 8  # not more than the slots that a gateway keeps for this (gateway.DRAIN_SLOTS)
+MAX_BLOCKS_AT_ONCE = 8  # not more than the slots that a gateway keeps for this (slot_queue.DRAIN_SLOTS)
 LEASE_TIMEOUT_S = 30.0
 
 
