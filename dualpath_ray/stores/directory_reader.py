@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from dualpath_ray.errors import CancelledError, DualPathError, StoreError
+from dualpath_ray.errors import DualPathError
 from dualpath_ray.stores.base import BlockBuffer
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.file_io import FileIO, PieceError
 from dualpath_ray.stores.nixl_files import OpenFiles
+from dualpath_ray.stores.ordered_reader import OrderedReader
 from dualpath_ray.stores.pieces import Piece
 
 
@@ -37,82 +36,32 @@ class ReaderHost(Protocol):
         """The reader's files are closed."""
 
 
-@dataclass(slots=True, eq=False)
-class _Read:
-    """One call of `read`. Its future counts as running from the start: a cancel() could not keep bytes from landing."""
-
-    first: int
-    stop: int
-    batches_left: int
-    future: Future[None] = field(default_factory=Future)
-    error: DualPathError | None = None
-
-
-class DirectoryReader:
-    """A BlockReader over open files whose headers have been checked. After `close` reads not yet begun end with CancelledError."""
+class DirectoryReader(OrderedReader):
+    """A BlockReader over open files whose headers have been checked."""
 
     def __init__(self, host: ReaderHost, blocks: Sequence[BlockBuffer], headers: Sequence[BlockHeader], files: OpenFiles) -> None:
+        super().__init__(host.format.geometry.layers)
         self._host = host
         self._blocks = blocks
         self._headers = headers
         self._files = files
-        self._lock = threading.Lock()
-        self._reads: deque[_Read] = deque()  # in the order in which they must end
-        self._settling = False
-        self._closed = False
-        self._released = False
 
     @property
     def files(self) -> int:
         return len(self._files.fds)
 
     def read(self, first_layer: int, stop_layer: int) -> Future[None]:
-        shape = self._host.format.geometry
-        if not 0 <= first_layer < stop_layer <= shape.layers:
-            raise ValueError(f"layers [{first_layer}, {stop_layer}) are not within the block's {shape.layers}")
-        per_batch = max(1, self._host.batch_bytes // ((stop_layer - first_layer) * shape.layer_block_bytes))
+        self._check_range(first_layer, stop_layer)
+        size = self._host.format.geometry.layer_block_bytes
+        per_batch = max(1, self._host.batch_bytes // ((stop_layer - first_layer) * size))
         parts = [range(start, min(start + per_batch, len(self._blocks))) for start in range(0, len(self._blocks), per_batch)]
-        read = _Read(first_layer, stop_layer, len(parts))
-        read.future.set_running_or_notify_cancel()
-        with self._lock:
-            if self._closed:
-                read.future.set_exception(StoreError("this reader is closed"))
-                return read.future
-            self._reads.append(read)
-        try:
-            self._host.submit_reads([lambda part=part: self._run(read, part) for part in parts])  # type: ignore[misc]
-        except DualPathError as error:
-            read.error = error
-            read.batches_left = 0
-        self._settle()
-        return read.future
+        low, high = first_layer * size, stop_layer * size
+        tasks = [functools.partial(self._move_and_verify, first_layer, stop_layer, low, high, part) for part in parts]
+        return self._begin(tasks, self._host.submit_reads)
 
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-        self._settle()
-
-    def _run(self, read: _Read, part: range) -> None:
-        """One batch, on a reading thread."""
-        error: DualPathError | None
-        if self._closed:
-            error = CancelledError("the read was withdrawn")
-        elif read.error is not None:
-            error = None
-        else:
-            try:
-                error = self._move_and_verify(read, part)
-            except Exception as unexpected:
-                error = StoreError(f"reading blocks failed: {unexpected!r}")
-        with self._lock:
-            read.error = read.error or error
-            read.batches_left -= 1
-        self._settle()
-
-    def _move_and_verify(self, read: _Read, part: range) -> DualPathError | None:
+    def _move_and_verify(self, first: int, stop: int, low: int, high: int, part: range) -> None:
+        """One batch: bytes `[low, high)` of its blocks' payloads, which are layers `[first, stop)`."""
         host = self._host
-        size = host.format.geometry.layer_block_bytes
-        low, high = read.first * size, read.stop * size
         fds = self._files.fds
         pieces = [Piece(fds[i], host.format.header_bytes + low, self._blocks[i].data[low:high]) for i in part]
         try:
@@ -120,36 +69,17 @@ class DirectoryReader:
                 host.file_io.move("READ", pieces)
         except PieceError as error:
             bad = part[error.index]
-            return host.block_failed(self._blocks[bad], fds[bad], error.cause)
+            raise host.block_failed(self._blocks[bad], fds[bad], error.cause) from error
         host.counters.add("read_bytes", (high - low) * len(part))
         start = time.perf_counter()
         try:
             for i in part:
-                host.format.verify(self._headers[i], self._blocks[i].data, read.first, read.stop)
+                host.format.verify(self._headers[i], self._blocks[i].data, first, stop)
         except DualPathError as error:
-            return host.block_failed(self._blocks[i], fds[i], error)
+            raise host.block_failed(self._blocks[i], fds[i], error) from error
         finally:
             host.counters.add("verify_seconds", time.perf_counter() - start)
-        return None
 
-    def _settle(self) -> None:
-        """End the reads whose turn has come, in order, on one thread at a time and outside the lock."""
-        with self._lock:
-            if self._settling:
-                return
-            self._settling = True
-        while True:
-            with self._lock:
-                if not self._reads or self._reads[0].batches_left:
-                    self._settling = False
-                    release = self._closed and not self._reads and not self._released
-                    self._released = self._released or release
-                    break
-                read = self._reads.popleft()
-            if read.error is None:
-                read.future.set_result(None)
-            else:
-                read.future.set_exception(read.error)
-        if release:
-            self._host.file_io.release(self._files)
-            self._host.reader_closed(self)
+    def _on_end(self) -> None:
+        self._host.file_io.release(self._files)
+        self._host.reader_closed(self)
