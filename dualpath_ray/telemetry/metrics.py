@@ -64,16 +64,10 @@ class Metrics:
         self.pushed_bytes = self._counter(
             "pushed", "bytes", "KV written into another process's memory.", kind="hit_layers, new_layers, full_blocks or pool"
         )
-        self.push_seconds = self._histogram(
-            "push", "One push, from posting to acknowledgement.", kind="hit_layers, new_layers, full_blocks or pool"
-        )
         self.push_failures = self._counter("push_failures", "pushes", "Pushes that failed: a dead peer, a time-out.")
         self.refused_pushes = self._counter("refused_pushes", "pushes", "Pushes dropped because their lease was closed.")
 
-        self.staging_slots = self._gauge(
-            "staging_slots", "Full-Block slots", "Slots of the gateway's staging.", state="free, leased or cached"
-        )
-        self.window_slots = self._gauge("window_slots", "layer slots", "Slots of the prefill engine's layer window.", state="free or used")
+        self.staging_slots = self._gauge("staging_slots", "Full-Block slots", "Slots of the gateway's staging.", state="free or leased")
         self.window_peak_bytes = self._gauge("window_peak_bytes", "bytes", "Most prefill KV that was ever resident in the window.")
         self.pool_blocks = self._gauge("pool_blocks", "blocks", "Blocks of the decode engine's KV pool.", state="free or used")
         self.batch_size = self._gauge("decode_batch", "requests", "Requests in the decode engine's batch.")
@@ -84,9 +78,6 @@ class Metrics:
         self.read_queue_bytes = self._gauge("read_queue_bytes", "bytes", "The same in bytes.")
         self.store_bytes = self._counter("store", "bytes", "Bytes moved between the store and this gateway.", direction="read or write")
         self.store_seconds = self._counter("store", "seconds", "Time in which the store was at work.", direction="read or write")
-        self.store_errors = self._counter(
-            "store_errors", "operations", "Reads and writes that the store failed as a device.", direction="read or write"
-        )
         self.corrupt_blocks = self._counter("store_corrupt_blocks", "blocks", "Blocks that failed their checksum and were removed.")
         self.foreign_files = self._counter("store_foreign_files", "files", "Entries skipped when the store was scanned.")
 
