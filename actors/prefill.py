@@ -55,7 +55,8 @@ class PrefillActor(ClusterProcess):
             endpoint_settings(settings),
         )
         await self._service.start()
-        self._reporter(self._service.endpoint.info).start()
+        self._reports = self._reporter(self._service.endpoint.info)
+        self._reports.start()
         return self._service.endpoint.agent_name
 
     def _load(self) -> EngineLoad:
@@ -70,7 +71,11 @@ class PrefillActor(ClusterProcess):
         )
 
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
-        return await self._service.prefill(task)
+        self._reports.changed()
+        try:
+            return await self._service.prefill(task)
+        finally:
+            self._reports.changed()
 
     async def cancel(self, request_id: str, epoch: int) -> None:
         await self._service.cancel(request_id, epoch)
