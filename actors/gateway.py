@@ -6,6 +6,7 @@ from typing import Any
 
 from actors.engine_process import ClusterProcess, Identity, endpoint_settings
 from actors.messages import ModelFacts
+from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
 from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.gateway import Gateway, GatewaySettings
@@ -38,7 +39,7 @@ class StorageGatewayActor(ClusterProcess):
         options = GatewaySettings(layer_groups=store.layer_groups())
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
         reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan)
-        await gateway.start(reporter.index)
+        await gateway.start(reporter.index, lambda request_id, epoch: reporter.read(attempt_name(request_id, epoch)))
         self._gateway = gateway
         reporter.start()
         return gateway.endpoint.agent_name

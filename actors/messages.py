@@ -48,7 +48,8 @@ class Welcome:
 class Report:
     """Pushed on change and at least every `scheduling.report_interval_s`.
 
-    `active` are the requests a decode engine holds; `prefilled` and `finished` those that passed that point since the last report.
+    `active` are the requests a decode engine holds; `prefilled` and `finished` those that passed that point since the last report;
+    `read` those whose storage reads a gateway has ended since then.
     """
 
     engine_id: str
@@ -59,6 +60,7 @@ class Report:
     finished: tuple[str, ...] = ()
     added: BlockPairs = ()
     removed: tuple[bytes, ...] = ()
+    read: tuple[str, ...] = ()
     index_complete: bool = False  # the last part of what `send_index` asked for
 
 

@@ -34,6 +34,7 @@ class Reporter:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
         self._active, self._scan = active, scan
         self._wake = asyncio.Event()
+        self._read: list[str] = []
         self._prefilled: list[str] = []
         self._finished: list[str] = []
         self._added: list[tuple[bytes, bytes]] = []
@@ -51,6 +52,11 @@ class Reporter:
 
     def changed(self) -> None:
         """The load is not what was reported last."""
+        self._wake.set()
+
+    def read(self, request_id: str) -> None:
+        """This node's storage reads of the attempt have ended."""
+        self._read.append(request_id)
         self._wake.set()
 
     def prefilled(self, request_id: str) -> None:
@@ -103,11 +109,12 @@ class Reporter:
 
     async def _report(self) -> None:
         self._wake.clear()
-        sent = self._make(tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed))
+        sent = self._make(tuple(self._read), tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed))
         answer = await self._send(sent)
         if answer != self._scheduler:
             self._scheduler = ""  # it was restarted: introduce ourselves and say all again
             return
+        del self._read[: len(sent.read)]
         del self._prefilled[: len(sent.prefilled)]
         del self._finished[: len(sent.finished)]
         del self._added[: len(sent.added)]
@@ -115,6 +122,7 @@ class Reporter:
 
     def _make(
         self,
+        read: tuple[str, ...] = (),
         prefilled: tuple[str, ...] = (),
         finished: tuple[str, ...] = (),
         added: BlockPairs = (),
@@ -123,7 +131,16 @@ class Reporter:
     ) -> Report:
         identity = self._registration
         return Report(
-            identity.engine_id, identity.peer.agent, self._load(), self._active(), prefilled, finished, added, removed, index_complete
+            engine_id=identity.engine_id,
+            agent=identity.peer.agent,
+            load=self._load(),
+            active=self._active(),
+            read=read,
+            prefilled=prefilled,
+            finished=finished,
+            added=added,
+            removed=removed,
+            index_complete=index_complete,
         )
 
     async def _send(self, report: Report) -> str:

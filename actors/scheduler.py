@@ -134,6 +134,8 @@ class SchedulerActor:
         self._index.add(report.added)
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
+        for attempt in report.read:
+            self._core.reads_done(attempt, process.registration.node_id)
         for attempt in report.prefilled:
             self._core.prefill_done(attempt)
         for attempt in report.finished:

@@ -49,6 +49,7 @@ class Arming:
             (prefill_peer, *readers.values(), self._endpoint.info),
             timeout_s=flow.time_left(),
             trace=request.trace,
+            epoch=route.epoch,
         )
         with tracing.span("decode.arm", request.trace, engine=flow.task.route.decode_engine, blocks=local.blocks):
             grant = flow.lease = await self._lease(route.decode_node, local)
@@ -108,6 +109,7 @@ class Arming:
             forward=forward,
             timeout_s=flow.time_left(),
             trace=request.trace,
+            epoch=route.epoch,
         )
         remote = await self._lease(node_id, wanted)
         flow.remote_leases[node_id] = remote.lease_id

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 WINDOW, POOL = "window", "pool"
 QUIESCE_REPEAT_S = 1.0
 IndexEvents = Callable[[list[tuple[bytes, bytes]], list[bytes]], None]
+ReadEvents = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class _Work:
     loaded: asyncio.Future[LoadOutcome]
     quiet: asyncio.Event
     task: asyncio.Task[None] | None = None
+    reading: bool = False  # its storage reads are under way
 
 
 class Gateway:
@@ -106,12 +108,17 @@ class Gateway:
         self._persist_queue_blocks = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_index: IndexEvents = lambda added, removed: None
+        self._on_read: ReadEvents = lambda request_id, epoch: None
         self._groups = max(1, min(self.settings.layer_groups, store.layer_groups(), geometry.layers))
 
-    async def start(self, on_index: IndexEvents) -> None:
-        """`on_index(added, removed)` hears of blocks that became durable, as (key, parent), or must not be used any more."""
+    async def start(self, on_index: IndexEvents, on_read: ReadEvents | None = None) -> None:
+        """`on_index(added, removed)` hears of blocks that became durable, as (key, parent), or must not be used any more;
+        `on_read(request_id, epoch)` when this node's storage reads of an attempt have ended, well or badly.
+        """
         self._loop = asyncio.get_running_loop()
         self._on_index = on_index
+        if on_read is not None:
+            self._on_read = on_read
         self.endpoint.on(WriterDone, lambda agent, message: self._threadsafe(self._writer_done, message.lease, agent, message.error))
 
     async def scan(self) -> list[tuple[bytes, bytes]]:
@@ -219,19 +226,15 @@ class Gateway:
     async def _load(self, work: _Work, request: LeaseRequest) -> None:
         lease = work.lease
         nbytes = len(request.loads) * self.geometry.full_block_bytes
-        tokens = len(request.loads) * self.geometry.block_tokens
         start = time.monotonic()
-        if not self.read_queue_bytes:
-            self._busy_since = start
-        self.read_queue_tokens += tokens
-        self.read_queue_bytes += nbytes
+        self._reads_begin(work, request)
         forward_error: str | None = "the load failed"
         try:
             with tracing.span("gateway.read", request.trace, node=self.node_id, blocks=len(request.loads), bytes=nbytes):
                 buffers = [BlockBuffer(load.key, load.parent, self.staging.slot(int(lease.slots[load.position]))) for load in request.loads]
                 reader = await asyncio.wrap_future(self.store.open(buffers))
                 try:
-                    await self._read_groups(lease, reader, request)
+                    await self._read_groups(work, reader, request)
                 finally:
                     reader.close()
             read_s = time.monotonic() - start
@@ -251,21 +254,37 @@ class Gateway:
             log.exception("gateway %s: load failed", self.node_id)
             self._load_failed(work, TransferError(f"load failed: {error}"))
         finally:
-            self.read_queue_tokens -= tokens
-            self.read_queue_bytes -= nbytes
-            if not self.read_queue_bytes:
-                self._busy_s += time.monotonic() - self._busy_since
+            self._reads_end(work, request)
             if request.forward is not None:
                 self.endpoint.finish_writes(request.forward.peer.agent, request.forward.lease_id, forward_error)
             self._unhold(lease)
+
+    def _reads_begin(self, work: _Work, request: LeaseRequest) -> None:
+        work.reading = True
+        if not self.read_queue_bytes:
+            self._busy_since = time.monotonic()
+        self.read_queue_tokens += len(request.loads) * self.geometry.block_tokens
+        self.read_queue_bytes += len(request.loads) * self.geometry.full_block_bytes
+
+    def _reads_end(self, work: _Work, request: LeaseRequest) -> None:
+        """The storage NIC has no part in this lease any more, though its blocks may still be on their way to the decode node."""
+        if not work.reading:
+            return
+        work.reading = False
+        self.read_queue_tokens -= len(request.loads) * self.geometry.block_tokens
+        self.read_queue_bytes -= len(request.loads) * self.geometry.full_block_bytes
+        if not self.read_queue_bytes:
+            self._busy_s += time.monotonic() - self._busy_since
+        self._on_read(request.request_id, request.epoch)
 
     def _load_failed(self, work: _Work, error: DualPathError) -> None:
         self.source.load_failed(work.lease.lease_id, error)
         if not work.loaded.done():
             work.loaded.set_exception(error)
 
-    async def _read_groups(self, lease: Lease, reader: BlockReader, request: LeaseRequest) -> None:
+    async def _read_groups(self, work: _Work, reader: BlockReader, request: LeaseRequest) -> None:
         """Read all blocks range by range of layers: the first layers can be streamed while the others are still being read."""
+        lease = work.lease
         edges = np.linspace(0, self.geometry.layers, self._groups + 1).astype(int).tolist()
         ranges = list(itertools.pairwise(edges))
         reads = [reader.read(first, stop) for first, stop in ranges]
@@ -276,6 +295,7 @@ class Gateway:
                 self.source.layers_loaded(lease.lease_id, stop)
                 if request.forward is not None:
                     forwards.append(self._forward(lease, request, request.forward, first, stop))
+            self._reads_end(work, request)
             await asyncio.gather(*forwards)
         finally:
             await asyncio.gather(*(asyncio.wrap_future(read) for read in reads), *forwards, return_exceptions=True)

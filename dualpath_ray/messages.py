@@ -64,6 +64,8 @@ class Forward:
 class LeaseRequest:
     """Ask a gateway for `blocks` staging slots, filled as `loads` says, writable by the agents in `writers`.
 
+    `epoch` is the request's attempt, so that the end of its reads can be told to the scheduler.
+
     `draining`: the slots take blocks *out* of a decode pool on their way to storage. Such leases do not queue behind prompts and may
     use the slots kept for them: prompts in staging may be waiting for just the pool blocks that draining frees.
     """
@@ -78,6 +80,7 @@ class LeaseRequest:
     timeout_s: float = 60.0
     trace: Mapping[str, str] = field(default_factory=dict)
     draining: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualpath_ray.errors import StaleEpochError
+from dualpath_ray.errors import DualPathError, StaleEpochError
 from dualpath_ray.gateway import POOL, Gateway
 from dualpath_ray.kv.geometry import KVGeometry
-from dualpath_ray.messages import Delivery, LeaseRequest
+from dualpath_ray.messages import BlockLoad, Delivery, LeaseRequest
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
 from dualpath_ray.transfer.memory import PeerInfo, Region
 
@@ -84,3 +84,17 @@ async def test_a_delivery_learns_that_its_lease_was_released_while_it_waited(gat
         with pytest.raises(StaleEpochError):
             await delivery
     await settle(gateway)
+
+
+async def test_the_end_of_reads_is_told_once_and_takes_them_off_the_queue(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(gateway, "_on_read", lambda request_id, epoch: ended.append((request_id, epoch, gateway.read_queue_tokens)))
+    missing = BlockLoad(0, b"key" * 8, b"root" * 6)
+    grant = await gateway.lease(LeaseRequest("r", "owner", 1, (missing,), epoch=2))
+    await asyncio.sleep(0)
+    assert gateway.read_queue_tokens == GEOMETRY.block_tokens
+    with pytest.raises(DualPathError):
+        await gateway.complete(grant.lease_id)
+    await gateway.release(grant.lease_id)
+    await settle(gateway)
+    assert ended == [("r", 2, 0)], "a failed read has ended, too"

@@ -77,6 +77,7 @@ async def test_the_index_goes_out_in_parts(process: Process, monkeypatch: pytest
 
 async def test_events_arrive_in_order_and_once(process: Process) -> None:
     process.reporter.start()
+    process.reporter.read("a/0")
     process.reporter.prefilled("a/0")
     process.reporter.finished("a/0")
     process.reporter.finished("b/0")
@@ -84,6 +85,7 @@ async def test_events_arrive_in_order_and_once(process: Process) -> None:
     process.reporter.index([], [CHAIN[0][0]])
     await process.until(lambda: process.known == {CHAIN[1][0]})
     await process.until(lambda: len(process.calls.called) > 6)
+    assert process.heard("read") == ["a/0"]
     assert (process.heard("prefilled"), process.heard("finished")) == (["a/0"], ["a/0", "b/0"])
 
 

@@ -208,6 +208,19 @@ async def test_late_news_of_an_old_attempt_do_not_touch_the_new_one(scheduler: S
     assert (await scheduler.status())["running"] == 0 and not scheduler._assigned
 
 
+async def test_reads_that_have_ended_leave_the_queue_of_their_gateway_only(scheduler: SchedulerActor) -> None:
+    await scheduler.report(report("p0", added=tuple(CHAIN)))
+    route = await scheduler.assign(submission("r", prompt=len(CHAIN) * BLOCK + 1, keys=tuple(key for key, _ in CHAIN)))
+    reader, other = route.reads[0].node_id, {"p0": "d0", "d0": "p0"}[route.reads[0].node_id]
+    queue = scheduler._core.node_account
+    assert queue(reader).read_tokens == route.reads[0].blocks * BLOCK > 0
+    await scheduler.report(report(other, read=(attempt_name("r", 0),)))
+    await scheduler.report(report(reader, read=(attempt_name("r", 1),)))
+    assert queue(reader).read_tokens > 0
+    await scheduler.report(report(reader, read=(attempt_name("r", 0), attempt_name("r", 0))))
+    assert queue(reader).read_tokens == 0
+
+
 async def test_a_new_attempt_ends_the_wait_of_the_old_one(scheduler: SchedulerActor) -> None:
     await fill(scheduler)
     old = await queue(scheduler)
