@@ -18,6 +18,7 @@ from dualpath_ray.config.section import Section
 from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.config.storage import StagingSettings, StorageSettings
 from dualpath_ray.config.telemetry import TelemetrySettings
+from dualpath_ray.config.traffic import TrafficSettings
 from dualpath_ray.config.transfer import TransferSettings
 from dualpath_ray.errors import ConfigError
 
@@ -32,6 +33,7 @@ class Settings(Section):
     prefill: PrefillSettings = Field(default=PrefillSettings(), description="How much a prefill engine takes on at once.")
     decode: DecodeSettings = Field(default=DecodeSettings(), description="How much a decode engine takes on at once.")
     transfer: TransferSettings = Field(default=TransferSettings(), description="How bytes move between processes.")
+    traffic: TrafficSettings = Field(default=TrafficSettings(), description="Traffic classes: how flows are marked and weighed.")
     scheduling: SchedulingSettings = Field(default=SchedulingSettings(), description="How engines and read paths are chosen.")
     serving: ServingSettings = Field(default=ServingSettings(), description="The HTTP service and the limits of its API.")
     telemetry: TelemetrySettings = Field(default=TelemetrySettings(), description="What the system tells about itself.")
