@@ -139,10 +139,17 @@ class ClusterClient:
             self._metrics.requests.labels(outcome=outcome).inc()
 
     async def _attempt(self, request: GenerationRequest, epoch: int, facts: ModelFacts) -> AsyncGenerator[GenerationDelta, None]:
-        root = root_key(facts.fingerprint, request.tenant, facts.geometry)
+        root = root_key(facts.fingerprint, request.block_salt, facts.geometry)
         keys = tuple(block_keys(root, request.tokens, facts.geometry.block_tokens))
         submission = Submission(
-            request.request_id, epoch, len(request.tokens), request.max_new_tokens, keys, request.tenant, timeout_s=request.timeout
+            request.request_id,
+            epoch,
+            len(request.tokens),
+            request.max_new_tokens,
+            keys,
+            request.tenant,
+            request.priority,
+            request.timeout,
         )
         decode_engine = ""
         finished = False
@@ -200,6 +207,7 @@ def _attempt(request: GenerationRequest, emitted: list[int], deadline: float, ca
         min_new_tokens=max(0, request.min_new_tokens - len(emitted)),
         timeout=left,
         trace=carrier or request.trace,
+        resumed_tokens=request.resumed_tokens + len(emitted),
     )
 
 

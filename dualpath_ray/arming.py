@@ -12,6 +12,7 @@ from dualpath_ray.decode_flow import Flow
 from dualpath_ray.errors import DualPathError, TransferError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import BlockLoad, Forward, LeaseGrant, LeaseRequest, PrefillTask, ReadPart
+from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.memory import PeerInfo
@@ -29,7 +30,7 @@ class Arming:
     def idle(self) -> bool:
         return not self._tasks
 
-    async def prefill(self, flow: Flow) -> int:
+    async def prefill(self, flow: Flow) -> Drawn:
         """Arm this node, have the hits read and the rest computed. Returns the first token."""
         request, route = flow.task.request, flow.task.route
         prefill_peer, gateway_peer = route.peers[route.prefill_engine], route.peers[route.decode_node]
@@ -73,6 +74,7 @@ class Arming:
             tuple(readers.values()),
             request.sampling,
             flow.rule.forbidden(0),
+            request.resumed_tokens,
             flow.time_left(),
             request.trace,
         )
@@ -80,7 +82,7 @@ class Arming:
         with tracing.span("prefill", request.trace, engine=route.prefill_engine, cached_tokens=prefill.cached_tokens):
             flow.prefill = await self._directory.prefill(route.prefill_engine).prefill(prefill)
         flow.prefilling = False
-        return flow.prefill.token
+        return flow.prefill.first
 
     def _loads(self, flow: Flow, first: int, blocks: int, position_offset: int) -> list[BlockLoad]:
         keys, root = flow.task.keys, flow.task.root

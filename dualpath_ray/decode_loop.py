@@ -113,5 +113,8 @@ class DecodeLoop:
             return
         self.stats.steps += 1
         self.stats.step_s += time.monotonic() - start
-        self._running -= {output.request_id for output in outputs if output.finish_reason is not None}
+        self._running -= {output.request_id for output in outputs if output.finish_reason is not None or output.error is not None}
         self._on_step(outputs)
+        for output in outputs:
+            if output.error is not None:
+                self._on_failure(output.request_id, output.error)

@@ -24,10 +24,12 @@ from dualpath_ray.decode_flow import Flow
 from dualpath_ray.decode_loop import DecodeLoop, LoopStats
 from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence, StepOutput
 from dualpath_ray.engine.finish import FinishRule
+from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import BlockIds, PagedPool
 from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, UnansweredError
 from dualpath_ray.gateway import POOL
+from dualpath_ray.grammars import Grammars
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import block_keys
 from dualpath_ray.messages import (
@@ -38,7 +40,7 @@ from dualpath_ray.messages import (
 )
 from dualpath_ray.persister import Persister, PoolBlock
 from dualpath_ray.pool_queue import PoolQueue
-from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationUsage
+from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationUsage, TokenLogprobs
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
 from dualpath_ray.transfer.memory import dense_region
@@ -81,6 +83,7 @@ class DecodeService:
         self.settings = settings or DecodeServiceSettings()
         self.stats = DecodeStats()
         self._pool, self._directory = pool, directory
+        self._grammars = Grammars(model.path, model.vocab_size, model.eos_token_ids)
         runner = DecodeRunner(model, pool, self.settings.max_batch)
         self._engine = DecodeLoop(
             engine_id,
@@ -142,9 +145,9 @@ class DecodeService:
         self._flows[flow.name] = flow
         try:
             first = await self._unless_cancelled(flow, self._arming.prefill(flow))
-            flow.tokens.append(first)
-            yield GenerationDelta((first,))
-            reason = flow.rule.reason(first, 1)
+            flow.tokens.append(first.token)
+            yield GenerationDelta((first.token,), logprobs=(first.logprobs,) if first.logprobs else ())
+            reason = flow.rule.reason(first.token, 1)
             await self._unless_cancelled(flow, self._take_over(flow, reason))
             if reason is not None:
                 yield GenerationDelta((), reason, self._usage(flow))
@@ -219,9 +222,19 @@ class DecodeService:
             self._note_read(flow, node_id, outcome)
         if reason is None:
             assert flow.pool_blocks is not None
-            sequence = DecodeSequence(flow.name, tokens, flow.tokens[0], flow.pool_blocks, request.sampling, flow.rule)
+            rules = None if request.sampling.plain else await self._rules(flow)
+            sequence = DecodeSequence(flow.name, tokens, flow.tokens[0], flow.pool_blocks, request.sampling, flow.rule, rules)
             flow.running = True
             self._engine.admit(sequence)
+
+    async def _rules(self, flow: Flow) -> LogitRules:
+        """As they stand after the first token, whichever process drew it. In a thread, because a large grammar takes a while."""
+        request = flow.task.request
+        split = len(request.tokens) - request.resumed_tokens
+        generated = (*request.tokens[split:], *flow.tokens)
+        return await asyncio.to_thread(
+            LogitRules.of, request.sampling, request.tokens[:split], generated, self.model.vocab_size, self._grammars
+        )
 
     def _note_read(self, flow: Flow, node_id: str, outcome: LoadOutcome) -> None:
         route = flow.task.route
@@ -239,15 +252,18 @@ class DecodeService:
             while not flow.events.empty():
                 events.append(flow.events.get_nowait())
             tokens: list[int] = []
+            logprobs: list[TokenLogprobs] = []
             for event in events:
                 if isinstance(event, DualPathError):
                     raise event
                 tokens.append(event.token)
+                if event.logprobs is not None:
+                    logprobs.append(event.logprobs)
                 if event.finish_reason is not None:
                     flow.running = False
-                    yield GenerationDelta(tuple(tokens), event.finish_reason, self._usage(flow))
+                    yield GenerationDelta(tuple(tokens), event.finish_reason, self._usage(flow), tuple(logprobs))
                     return
-            yield GenerationDelta(tuple(tokens))
+            yield GenerationDelta(tuple(tokens), logprobs=tuple(logprobs))
 
     def _usage(self, flow: Flow) -> GenerationUsage:
         route, prompt = flow.task.route, len(flow.task.request.tokens)

@@ -12,10 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
 from dualpath_ray.engine.window import LayerWindow
@@ -27,9 +28,11 @@ from dualpath_ray.errors import (
     OverloadedError,
 )
 from dualpath_ray.gateway import WINDOW
+from dualpath_ray.grammars import Grammars
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
 from dualpath_ray.transfer.memory import dense_region
@@ -61,6 +64,11 @@ class _Job:
     started: float = 0.0
     cancelled: bool = False
     waited_s: float = 0.0
+    rules: LogitRules | None = None  # of the first token, unless its sampling is plain
+    prepared: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prepared = self.task.sampling.plain
 
     @property
     def cached(self) -> int:
@@ -123,6 +131,7 @@ class PrefillService:
         self.stats = PrefillStats()
         self._model, self._window, self._plan_batch = model, window, plan_batch
         self._runner = PrefillRunner(model)
+        self._grammars = Grammars(model.path, model.vocab_size, model.eos_token_ids)
         self.capacity_blocks = window.capacity_tokens // geometry.block_tokens
         device = window.tensor.device
         region = dense_region(WINDOW, window.data_ptr, window.nbytes, geometry.layer_block_bytes, device.type, device.index or 0)
@@ -175,6 +184,8 @@ class PrefillService:
         self._watch(job)
         try:
             async with asyncio.timeout(task.timeout_s):
+                if not job.prepared:
+                    await self._prepare(job)
                 return await asyncio.shield(job.outcome)
         except TimeoutError:
             raise DeadlineExceededError(f"prefill of {task.request_id} did not end within {task.timeout_s:.1f} s") from None
@@ -183,6 +194,18 @@ class PrefillService:
                 self._cancel(job)
                 await asyncio.wait([job.outcome])
                 job.outcome.exception()
+
+    async def _prepare(self, job: _Job) -> None:
+        """The rules of the first token. In a thread, because a large grammar takes a while to compile."""
+        task = job.task
+        tokens = task.tokens.tolist()
+        prompt, generated = tokens[: len(tokens) - task.resumed_tokens], tokens[len(tokens) - task.resumed_tokens :]
+        try:
+            job.rules = await asyncio.to_thread(LogitRules.of, task.sampling, prompt, generated, self._model.vocab_size, self._grammars)
+        except DualPathError as error:
+            self._end(job, error)
+        job.prepared = True
+        self._changed.set()
 
     async def cancel(self, request_id: str, epoch: int) -> None:
         """Give up a request. Returns at once; its `prefill` call raises when nothing of it is under way."""
@@ -242,7 +265,7 @@ class PrefillService:
                 self._end(job, error if isinstance(error, DualPathError) else CancelledError(str(error)))
 
     def _form_batch(self) -> _Batch | None:
-        ready = [job for job in self._jobs if job not in self._in_batch and job.feed.ready.done()]
+        ready = [job for job in self._jobs if job.prepared and job not in self._in_batch and job.feed.ready.done()]
         if not ready:
             return None
         sizes = self._plan_batch([(job.cached, job.left) for job in ready])
@@ -265,6 +288,7 @@ class PrefillService:
                     row * self.geometry.block_tokens,
                     task.sampling if last else None,
                     task.masked_token_ids,
+                    job.rules,
                 )
             )
             jobs.append(job)
@@ -281,7 +305,7 @@ class PrefillService:
     async def _run(self, batch: _Batch) -> None:
         start = time.monotonic()
         error: DualPathError | None = None
-        tokens: list[int | None] = []
+        tokens: list[Drawn | None] = []
         try:
             tokens = await self._loop.run_in_executor(self._engine, self._runner.run, batch.chunks, _WindowGate(batch.gate, self._window))
         except DualPathError as raised:
@@ -297,7 +321,7 @@ class PrefillService:
         self._trace(batch)
         self._changed.set()
 
-    def _settle(self, job: _Job, chunk: PrefillChunk, error: DualPathError | None, token: int | None, waited_s: float) -> None:
+    def _settle(self, job: _Job, chunk: PrefillChunk, error: DualPathError | None, first: Drawn | None, waited_s: float) -> None:
         """Decide what becomes of a request after its batch has ended."""
         job.waited_s += waited_s
         if job.cancelled:
@@ -310,7 +334,7 @@ class PrefillService:
             self._end(job, error)
         elif error is not None:  # another request of the batch was at fault
             self._reopen(job)
-        elif token is None:
+        elif first is None:
             job.computed += len(chunk.tokens)
             job.attempts = 0
             self._reopen(job)
@@ -320,7 +344,7 @@ class PrefillService:
             self._finish_writes(job, None)
             self._jobs.remove(job)
             self.stats.requests += 1
-            outcome = PrefillOutcome(token, job.started - job.arrived, now - job.started, job.waited_s, self.stats.peak_window_bytes)
+            outcome = PrefillOutcome(first, job.started - job.arrived, now - job.started, job.waited_s, self.stats.peak_window_bytes)
             job.outcome.set_result(outcome)
 
     def _reopen(self, job: _Job) -> None:

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 
 from dualpath_ray.engine.attention import decode_attention, split_rows
+from dualpath_ray.engine.drawing import Draw, draw
 from dualpath_ray.engine.finish import FinishRule
+from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import BlockIds, PagedPool
-from dualpath_ray.engine.sampling import forbid, sample_batch
-from dualpath_ray.errors import InvalidRequestError, OverloadedError
-from dualpath_ray.requests import FinishReason, SamplingParams
+from dualpath_ray.errors import DualPathError, InvalidRequestError, OverloadedError
+from dualpath_ray.requests import Drawn, FinishReason, SamplingParams, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSequence:
     """A sequence ready to decode. The KV of positions `[0, prompt_len)` lies in `blocks`, in order; `last_token` is the first
-    generated token (already checked against `finish`), whose KV is not there yet.
+    generated token (already checked against `finish`), whose KV is not there yet. `rules`, if the sampling is not plain, have taken
+    `last_token` in.
 
     `blocks` hold room for `prompt_len + finish.max_new_tokens - 1` tokens and stay the caller's: the runner never frees them.
     """
@@ -31,19 +33,22 @@ class DecodeSequence:
     blocks: BlockIds
     sampling: SamplingParams
     finish: FinishRule
+    rules: LogitRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """One new token. `kv_tokens` tokens of the sequence have their KV in the pool now, so blocks that they fill can be persisted.
 
-    With a `finish_reason` the sequence has left the runner.
+    With a `finish_reason` the sequence has left the runner; with an `error` too, because it cannot go on after this token.
     """
 
     request_id: str
     token: int
     finish_reason: FinishReason | None
     kv_tokens: int
+    logprobs: TokenLogprobs | None = None
+    error: DualPathError | None = None
 
 
 class DecodeRunner:
@@ -102,19 +107,23 @@ class DecodeRunner:
         tokens = torch.tensor([running.token for running in batch])
         positions = torch.tensor([running.kv_tokens for running in batch])
         logits = self._model.forward(tokens, positions, _PoolAttention(self._pool, batch), rows=torch.arange(len(batch)))
-        for row, running in enumerate(batch):
-            forbid(logits[row], running.sequence.finish.forbidden(running.generated))
-        drawn = sample_batch(logits, [running.sequence.sampling for running in batch], [running.kv_tokens + 1 for running in batch])
-        return [self._advance(running, token) for running, token in zip(batch, drawn, strict=True)]
+        return [self._advance(running, drawn) for running, drawn in zip(batch, draw(logits, [one.draw() for one in batch]), strict=True)]
 
-    def _advance(self, running: _Running, token: int) -> StepOutput:
+    def _advance(self, running: _Running, drawn: Drawn) -> StepOutput:
+        sequence, token = running.sequence, drawn.token
         running.token = token
         running.generated += 1
         running.kv_tokens += 1
-        reason = running.sequence.finish.reason(token, running.generated)
-        if reason is not None:
-            del self._running[running.sequence.request_id]
-        return StepOutput(running.sequence.request_id, token, reason, running.kv_tokens)
+        reason = sequence.finish.reason(token, running.generated)
+        error: DualPathError | None = None
+        if reason is None and sequence.rules is not None:
+            try:
+                sequence.rules.advance(token)
+            except DualPathError as raised:
+                error = raised
+        if reason is not None or error is not None:
+            del self._running[sequence.request_id]
+        return StepOutput(sequence.request_id, token, reason, running.kv_tokens, drawn.logprobs, error)
 
 
 class _Running:
@@ -131,6 +140,11 @@ class _Running:
         self._blocks = sequence.blocks.astype(np.int64)
         neighbours = bool(np.all(np.diff(self._blocks) == 1))
         self._table = None if neighbours else torch.from_numpy(self._blocks).to(pool.tensor.device)
+
+    def draw(self) -> Draw:
+        """How the next token is drawn."""
+        sequence = self.sequence
+        return Draw(sequence.sampling, self.kv_tokens + 1, sequence.finish.forbidden(self.generated), sequence.rules)
 
     def next_row(self) -> int:
         """Row of a layer where the KV of `token` goes."""

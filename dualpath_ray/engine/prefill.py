@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 
 from dualpath_ray.engine.attention import CausalAttention
+from dualpath_ray.engine.drawing import Draw, draw
+from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
-from dualpath_ray.engine.sampling import forbid, sample_batch
 from dualpath_ray.errors import InvalidRequestError
-from dualpath_ray.requests import SamplingParams
+from dualpath_ray.requests import Drawn, SamplingParams
 
 
 class LayerGate(Protocol):
@@ -40,7 +41,8 @@ class PrefillChunk:
     """Consecutive tokens of one sequence to compute, with the KV of the `cached_tokens` before them coming through the gate.
 
     `first_row` is the row of the window where the sequence's position 0 lies: rows `[first_row, first_row + cached_tokens)` are hit KV,
-    the new KV goes right behind. Only a prompt's last chunk has `sampling` and yields a token, none of `forbidden_ids` (FinishRule).
+    the new KV goes right behind. Only a prompt's last chunk has `sampling` and yields a token, none of `forbidden_ids` (FinishRule),
+    under `rules` if the sampling is not plain.
     """
 
     request_id: str
@@ -49,6 +51,7 @@ class PrefillChunk:
     first_row: int
     sampling: SamplingParams | None = None
     forbidden_ids: tuple[int, ...] = ()
+    rules: LogitRules | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -67,7 +70,7 @@ class PrefillRunner:
         self._attention = CausalAttention(model.device, model.torch_dtype)
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[PrefillChunk], gate: LayerGate) -> list[int | None]:
+    def run(self, chunks: Sequence[PrefillChunk], gate: LayerGate) -> list[Drawn | None]:
         """Compute all chunks in one pass over the layers; return the first token of each chunk that has `sampling`.
 
         Raises InvalidRequestError for a chunk the model cannot take, before the gate is asked, and whatever the gate raises. After an
@@ -81,14 +84,12 @@ class PrefillRunner:
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sampling is not None]
         attention = _WindowAttention(self._attention, chunks, gate)
         logits = self._model.forward(tokens, positions, attention, rows=torch.from_numpy(ends[wanted] - 1))
-        first_tokens: list[int | None] = [None] * len(chunks)
+        first_tokens: list[Drawn | None] = [None] * len(chunks)
         if wanted:
-            for row, index in enumerate(wanted):
-                forbid(logits[row], chunks[index].forbidden_ids)
-            params = [sampling for chunk in chunks if (sampling := chunk.sampling) is not None]
-            drawn = sample_batch(logits, params, [chunks[index].total_tokens for index in wanted])
-            for index, token in zip(wanted, drawn, strict=True):
-                first_tokens[index] = token
+            last = [chunk for chunk in chunks if chunk.sampling is not None]
+            rows = [Draw(chunk.sampling, chunk.total_tokens, chunk.forbidden_ids, chunk.rules) for chunk in last if chunk.sampling]
+            for index, drawn in zip(wanted, draw(logits, rows), strict=True):
+                first_tokens[index] = drawn
         return first_tokens
 
     def _check(self, chunk: PrefillChunk) -> None:

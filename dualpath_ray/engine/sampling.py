@@ -7,6 +7,7 @@ rounding differences in the logits change the outcome only where two candidates 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ def forbid(logits: torch.Tensor, ids: Sequence[int]) -> None:
 
 
 def _truncated(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Logits over temperature, -inf outside top-k and then outside top-p; ties at either border stay in."""
+    """Logits over temperature, -inf outside top-k, then outside top-p, then below min-p; ties at a border stay in."""
 
     def column(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
@@ -63,6 +64,9 @@ def _truncated(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.
         top_p = column([param.top_p if param.top_p < 1 else float("inf") for param in params])
         kept = (before < top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
         scores.masked_fill_(scores < ordered.gather(1, kept - 1), float("-inf"))
+    if any(param.min_p > 0 for param in params):
+        least = column([math.log(param.min_p) if param.min_p > 0 else float("-inf") for param in params])
+        scores.masked_fill_(scores < scores.amax(dim=-1, keepdim=True) + least, float("-inf"))
     return scores
 
 

@@ -50,12 +50,12 @@ class BareEngine:
         start = time.perf_counter()
         blocks = self._pool.allocate(self._geometry.blocks_for(len(prompt) + count))
         chunk = PrefillChunk("bare", np.array(prompt, dtype=np.int32), 0, int(blocks[0]) * self._geometry.block_tokens, SamplingParams())
-        (token,) = self._prefill.run([chunk], self)
+        (drawn,) = self._prefill.run([chunk], self)
         first = time.perf_counter() - start
-        assert token is not None
+        assert drawn is not None
         runner = DecodeRunner(self._model, self._pool, 1)
         if count > 1:
-            runner.admit(DecodeSequence("bare", len(prompt), token, blocks, SamplingParams(), FinishRule(count)))
+            runner.admit(DecodeSequence("bare", len(prompt), drawn.token, blocks, SamplingParams(), FinishRule(count)))
             while len(runner):
                 runner.step()
         self._pool.release(blocks)

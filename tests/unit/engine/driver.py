@@ -114,9 +114,9 @@ def prefill(
         chunks = make_chunks(waiting, budget, block_tokens)
         capacity = -(-chunks[-1].end_row // block_tokens) * block_tokens
         gate = StreamingGate(LayerWindow(model.geometry(block_tokens), layers_resident, capacity), waiting, chunks)
-        for item, token in zip(waiting, runner.run(chunks, gate), strict=True):
-            if token is not None:
-                first_tokens[item.name] = token
+        for item, drawn in zip(waiting, runner.run(chunks, gate), strict=True):
+            if drawn is not None:
+                first_tokens[item.name] = drawn.token
         gate.finish()
         assert gate.entered == gate.left == list(range(model.layers))
         waiting = [item for item in waiting if item.cached < len(item.prompt)]

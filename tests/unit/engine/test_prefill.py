@@ -8,7 +8,7 @@ from dualpath_ray.engine import attention as attention_module
 from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
 from dualpath_ray.engine.window import LayerWindow
 from dualpath_ray.errors import InvalidRequestError, TransferError
-from dualpath_ray.requests import SamplingParams
+from dualpath_ray.requests import Drawn, SamplingParams
 
 from .conftest import Pair
 from .driver import StreamingGate, make_chunks, prefill, random_prompt, turn
@@ -49,7 +49,7 @@ def test_only_the_last_chunk_of_a_prompt_yields_a_token(llama: Pair) -> None:
     gate = OpenGate(LayerWindow(llama.model.geometry(16), 1, 64))
     greedy = SamplingParams()
     first = PrefillRunner(llama.model).run([chunk([5, 6]), chunk([5, 6, 7], first_row=16, sampling=greedy), chunk([9], first_row=32)], gate)
-    assert first == [None, llama.generate([5, 6, 7], 1)[0], None]
+    assert first == [None, Drawn(llama.generate([5, 6, 7], 1)[0]), None]
     assert PrefillRunner(llama.model).run([chunk([5, 6])], gate) == [None]
 
 
@@ -58,7 +58,7 @@ def test_forbidden_tokens_are_not_drawn(llama: Pair) -> None:
     runner = PrefillRunner(llama.model)
     (best,) = runner.run([chunk([5, 6, 7], sampling=SamplingParams())], gate)
     assert best is not None
-    (second,) = runner.run([chunk([5, 6, 7], sampling=SamplingParams(), forbidden_ids=(best, 99_999, -1))], gate)
+    (second,) = runner.run([chunk([5, 6, 7], sampling=SamplingParams(), forbidden_ids=(best.token, 99_999, -1))], gate)
     assert second not in (best, None)
 
 
@@ -94,7 +94,7 @@ def test_what_the_gate_raises_comes_out_and_the_runner_lives_on(llama: Pair, whe
     with pytest.raises(TransferError, match="died"):
         runner.run([chunk([5, 6, 7], sampling=SamplingParams())], gate)
     assert max(layer for _, layer in gate.calls) == 2
-    assert runner.run([chunk([5, 6, 7], sampling=SamplingParams())], OpenGate(window)) == llama.generate([5, 6, 7], 1)
+    assert runner.run([chunk([5, 6, 7], sampling=SamplingParams())], OpenGate(window)) == [Drawn(*llama.generate([5, 6, 7], 1))]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ class System:
         return self.prefill_service
 
     def task(self, request: GenerationRequest, side: Side, max_hits: int | None = None) -> DecodeTask:
-        root = root_key(self.model.fingerprint, request.tenant, self.geometry)
+        root = root_key(self.model.fingerprint, request.block_salt, self.geometry)
         keys = tuple(block_keys(root, request.tokens, self.geometry.block_tokens))
         hits = min(self.index.longest_match(keys), (len(request.tokens) - 1) // self.geometry.block_tokens)
         hits = 0 if side == "recompute" else hits if max_hits is None else min(hits, max_hits)
