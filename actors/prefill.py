@@ -44,14 +44,15 @@ class PrefillActor(ClusterProcess):
         model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
         tokens = settings.prefill.window_tokens or self._facts.max_context
         capacity = geometry.blocks_for(max(tokens, settings.prefill.max_batch_tokens)) * geometry.block_tokens
-        window = LayerWindow(geometry, settings.prefill.window_layers, capacity, device)
+        layers = settings.prefill.window_layers if settings.prefill.layerwise else geometry.layers
+        window = LayerWindow(geometry, layers, capacity, device)
         self._service = PrefillService(
             self._identity.engine_id,
             model,
             geometry,
             window,
             functools.partial(batch_policy, settings),
-            PrefillServiceSettings(settings.prefill.max_requests),
+            PrefillServiceSettings(settings.prefill.max_requests, layerwise=settings.prefill.layerwise),
             endpoint_settings(settings),
         )
         await self._service.start()

@@ -22,6 +22,7 @@ from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
 from dualpath_ray.engine.window import LayerWindow
 from dualpath_ray.errors import (
     CancelledError,
+    ConfigError,
     DeadlineExceededError,
     DualPathError,
     InvalidRequestError,
@@ -50,6 +51,7 @@ MAX_ATTEMPTS = 3
 class PrefillServiceSettings:
     max_requests: int = 64
     batch_timeout_s: float = 60.0  # a batch whose hit KV does not come within this time is given up
+    layerwise: bool = True  # False: the window holds all layers; see _WholeBatchGate
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +115,25 @@ class _WindowGate:
         self._gate.leave(layer)
 
 
+class _WholeBatchGate(_WindowGate):
+    """Prefill as without layerwise streaming, for comparisons: nothing is computed before the hit KV of all layers is there, and new KV
+    leaves when all layers have been computed."""
+
+    def __init__(self, gate: BatchGate, window: LayerWindow) -> None:
+        super().__init__(gate, window)
+        self._ring_slots: list[int] = []
+
+    def enter(self, layer: int) -> torch.Tensor:
+        if not self._ring_slots:
+            self._ring_slots = [self._gate.enter(each) for each in range(len(self._gate.layers))]
+        return self._window.view(self._ring_slots[layer])
+
+    def leave(self, layer: int) -> None:
+        if layer == len(self._gate.layers) - 1:
+            for each in range(layer + 1):
+                self._gate.leave(each)
+
+
 class PrefillService:
     """See the module's docstring. Every method must be called on the event loop that `start` was awaited on."""
 
@@ -128,6 +149,9 @@ class PrefillService:
     ) -> None:
         self.engine_id, self.geometry = engine_id, geometry
         self.settings = settings or PrefillServiceSettings()
+        if not self.settings.layerwise and window.layers_resident < geometry.layers:
+            raise ConfigError(f"without layerwise prefill the window must hold all {geometry.layers} layers, not {window.layers_resident}")
+        self._gate_of = _WindowGate if self.settings.layerwise else _WholeBatchGate
         self.stats = PrefillStats()
         self._model, self._window, self._plan_batch = model, window, plan_batch
         self._runner = PrefillRunner(model)
@@ -307,7 +331,7 @@ class PrefillService:
         error: DualPathError | None = None
         tokens: list[Drawn | None] = []
         try:
-            tokens = await self._loop.run_in_executor(self._engine, self._runner.run, batch.chunks, _WindowGate(batch.gate, self._window))
+            tokens = await self._loop.run_in_executor(self._engine, self._runner.run, batch.chunks, self._gate_of(batch.gate, self._window))
         except DualPathError as raised:
             error = raised
         except Exception as raised:

@@ -23,6 +23,11 @@ class PrefillSettings(Section):
         default=None,
         description="Tokens (old and new, of all requests in a batch) that the window holds per layer; default: the longest context.",
     )
+    layerwise: bool = Field(
+        default=True,
+        description="Compute a layer as soon as its KV is there, and send its new KV on at once. false, for comparisons: a batch waits for "
+        "all layers and sends its new KV at the end; the window then holds all layers.",
+    )
     compute_quota_s: Seconds | None = Field(
         default=None,
         description="Predicted attention time of one forward pass at most (paper: 0.3); none: only max_batch_tokens limits it.",

@@ -22,7 +22,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.index import BlockIndex
 from dualpath_ray.kv.keys import block_keys, root_key
 from dualpath_ray.messages import DecodeTask, ReadPart, Route
-from dualpath_ray.prefill_service import PrefillService
+from dualpath_ray.prefill_service import PrefillService, PrefillServiceSettings
 from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage, SamplingParams
 from dualpath_ray.stores.base import BlockStore
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
@@ -52,6 +52,7 @@ class System:
         slots: int,
         wrap: StoreWrapper | None,
         pool_blocks: int,
+        layerwise: bool = True,
     ) -> None:
         self.model = model
         self.geometry = model.geometry(block_tokens)
@@ -64,7 +65,7 @@ class System:
             return plan_batch(waiting, AttentionTimeModel(0.0), float("inf"), chunk_tokens, block_tokens)  # type: ignore[arg-type]
 
         window = LayerWindow(self.geometry, window_layers, context)
-        self.prefill_service = PrefillService("prefill", model, self.geometry, window, policy)
+        self.prefill_service = PrefillService("prefill", model, self.geometry, window, policy, PrefillServiceSettings(layerwise=layerwise))
         pool = PagedPool(self.geometry, pool_blocks)
         self.decode_service = DecodeService("decode", model, self.geometry, pool, self, DecodeServiceSettings())
 
@@ -166,8 +167,9 @@ async def running_system(
     slots: int = 192,
     wrap: StoreWrapper | None = None,
     pool_blocks: int = 256,
+    layerwise: bool = True,
 ) -> AsyncIterator[System]:
-    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks)
+    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise)
     try:
         await system.start()
         yield system

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from dualpath_ray.engine.model import CausalModel
+from dualpath_ray.engine.window import LayerWindow
+from dualpath_ray.errors import ConfigError
+from dualpath_ray.prefill_service import PrefillService, PrefillServiceSettings
 from dualpath_ray.requests import SamplingParams
 from tests.unit.services.harness import Side, read_bytes, running_system, shared_model
 
@@ -101,3 +104,23 @@ async def test_bytes_of_each_path_are_exact(tiny_llama: Path, tmp_path: Path, si
         assert delta("d0", "staging->window") == by_side[1] * full
         assert delta("d0", "staging->pool") == system.geometry.blocks_for(len(prompt)) * full
         assert system.gateways["p0"].stats.leases - before["p0"] == (1 if by_side[0] else 0)
+
+
+async def test_text_is_the_same_without_layerwise_prefill(tiny_llama: Path, tmp_path: Path) -> None:
+    model = shared_model(tiny_llama)
+    history: list[int] = []
+    async with running_system(model, tmp_path, chunk_tokens=64, window_layers=model.geometry(16).layers, layerwise=False) as system:
+        for appended in agent_turns(3, 3):
+            history += appended
+            expected = reference(model, history, 6)
+            assert (await system.ask(history, "split", max_new=6)).tokens == expected
+            history += expected
+            await system.settle()
+        assert system.prefill_service.stats.cached_tokens > 0
+
+
+def test_without_layerwise_prefill_the_window_must_hold_all_layers(tiny_llama: Path) -> None:
+    model = shared_model(tiny_llama)
+    geometry = model.geometry(16)
+    with pytest.raises(ConfigError, match="must hold all 4 layers"):
+        PrefillService("prefill", model, geometry, LayerWindow(geometry, 2, 64), lambda _: [], PrefillServiceSettings(layerwise=False))
