@@ -17,7 +17,7 @@ import ray
 from actors.client import ClusterClient
 from actors.cluster import Cluster, connect_ray
 from dualpath_ray.config import Settings
-from load_tests.experiments.job import Answer, Job
+from load_tests.experiments.job import Answer, Job, Phase, PhaseAnswer
 from load_tests.replay.agents import run_offline, run_online
 from load_tests.replay.cluster_caller import ClusterCaller
 from load_tests.replay.records import Replay, TurnRecord
@@ -32,21 +32,29 @@ async def _run(settings: Settings, job: Job) -> Answer:
     client = ClusterClient.connect(settings.cluster.namespace)
     # Connections are made, memory is touched and code is loaded before the clock starts; the blocks are of other tokens.
     await run_offline(ClusterCaller(client), WARM_UP, job.vocabulary, WARM_UP_SEED)
-    await _quiet(client)
-    trajectories = [Trajectory(tuple(Turn(int(a), int(g), p) for a, g, p in session)) for session in job.trajectories]
-    caller = ClusterCaller(client, job.timeout_s, job.share_nothing)
-    contexts = [
-        made_up_tokens(job.context_seed * 1_000_003 + agent, length, job.vocabulary).tolist() for agent, length in enumerate(job.contexts)
-    ]
-    if job.preload:
-        replay = await _store(caller, contexts)
-    elif job.agents_per_s:
-        replay = await run_online(caller, trajectories, job.agents_per_s, job.vocabulary, job.seed, contexts)
-    else:
-        replay = await run_offline(caller, trajectories, job.vocabulary, job.seed, contexts)
-    ended = time.monotonic()
     processes = await _quiet(client)
-    return Answer(replay.started, replay.finished, [asdict(record) for record in replay.records], processes, time.monotonic() - ended)
+    answers = []
+    for phase in job.phases:
+        replay = await _replay(ClusterCaller(client, phase.timeout_s, phase.share_nothing), phase, job.vocabulary)
+        ended = time.monotonic()
+        processes = await _quiet(client)
+        answers.append(
+            PhaseAnswer(replay.started, replay.finished, [asdict(record) for record in replay.records], time.monotonic() - ended)
+        )
+    return Answer(answers, processes)
+
+
+async def _replay(caller: ClusterCaller, phase: Phase, vocabulary: int) -> Replay:
+    trajectories = [Trajectory(tuple(Turn(*turn) for turn in session)) for session in phase.trajectories]
+    stored = [
+        made_up_tokens(phase.context_seed * 1_000_003 + number, length, vocabulary).tolist() for number, length in enumerate(phase.contexts)
+    ]
+    if phase.store_only:
+        return await _store(caller, stored)
+    contexts = [stored[agent % len(stored)] for agent in range(len(trajectories))]
+    if phase.agents_per_s:
+        return await run_online(caller, trajectories, phase.agents_per_s, vocabulary, phase.seed, contexts, phase.arrival_seed)
+    return await run_offline(caller, trajectories, vocabulary, phase.seed, contexts)
 
 
 async def _store(caller: ClusterCaller, contexts: list[list[int]]) -> Replay:

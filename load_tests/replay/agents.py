@@ -38,9 +38,13 @@ async def run_online(
     vocabulary: int,
     seed: int = 0,
     contexts: Contexts = (),
+    arrival_seed: int | None = None,
 ) -> Replay:
-    """Agents arrive in a Poisson process of `agents_per_s`; each then goes through its turns."""
-    gaps = np.random.default_rng(seed).exponential(1.0 / agents_per_s, len(trajectories))
+    """Agents arrive in a Poisson process of `agents_per_s`; each then goes through its turns.
+
+    With the same `arrival_seed` (default: `seed`), another rate gives the same arrivals, stretched in time.
+    """
+    gaps = np.random.default_rng(seed if arrival_seed is None else arrival_seed).exponential(1.0 / agents_per_s, len(trajectories))
     return await _run(caller, trajectories, np.cumsum(gaps).tolist(), vocabulary, seed, contexts)
 
 

@@ -51,8 +51,19 @@ def paper_trajectories(count: int, trace: str = "32k", scale: float = 1.0, turns
     return result
 
 
-def session_middles(count: int, trace: str = "32k", context: int = 1024, turns: int = 8, seed: int = 0) -> list[Trajectory]:
+def session_middles(
+    count: int,
+    trace: str = "32k",
+    context: int = 1024,
+    turns: int = 8,
+    seed: int = 0,
+    spread: float = 0.0,
+    append_scale: float = 1.0,
+    generate_scale: float = 1.0,
+) -> list[Trajectory]:
     """`count` agents in the middle of their sessions: the first turn appends the `context` so far, `turns` turns of the trace follow.
+
+    `spread` is the sigma of lognormal contexts (0: all alike); appended and generated lengths are further scaled by the last two.
 
     A session of the paper reads tens of times the tokens it adds; a short one that starts from nothing mostly writes. Beginning in
     the middle keeps the paper's proportion of context to appended and generated tokens, all scaled so that the mean context is `context`.
@@ -60,11 +71,12 @@ def session_middles(count: int, trace: str = "32k", context: int = 1024, turns: 
     source = PAPER_TRACES[trace]
     scale = context / PAPER_CONTEXTS[trace]
     random = np.random.default_rng(seed)
-    before = max(1, round(context - turns / 2 * scale * (source.append + source.generate)))
-    generate = max(1, round(source.generate * scale))
+    mean = context - turns / 2 * scale * (source.append + source.generate)
+    factors = np.random.default_rng(seed + 1).lognormal(-spread * spread / 2, spread, count)
+    generate = max(1, round(source.generate * scale * generate_scale))
     result = []
-    for _ in range(count):
+    for factor in factors / factors.mean():
         lengths = random.lognormal(-SIGMA * SIGMA / 2, SIGMA, turns)
-        appends = lengths / lengths.mean() * source.append * scale
-        result.append(Trajectory((Turn(before, 1), *(Turn(max(1, round(append)), generate) for append in appends))))
+        appends = lengths / lengths.mean() * source.append * scale * append_scale
+        result.append(Trajectory((Turn(max(1, round(mean * factor)), 1), *(Turn(max(1, round(append)), generate) for append in appends))))
     return result

@@ -82,3 +82,18 @@ def summary(replay: Replay) -> dict[str, Any]:
         "read_s": percentiles([record.read_s for record in later]),
         "prefill_s": percentiles([record.prefill_s for record in later]),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """What a turn must keep to count: seconds to the first token, and per token after it."""
+
+    ttft_s: float
+    tpot_s: float
+
+    def kept(self, record: TurnRecord) -> bool:
+        return not record.error and record.ttft <= self.ttft_s and record.tpot <= self.tpot_s
+
+    def goodput(self, replay: Replay) -> float:
+        """Turns per second that kept it."""
+        return sum(self.kept(record) for record in replay.records) / replay.jct_s

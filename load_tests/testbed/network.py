@@ -19,11 +19,10 @@ from typing import Any, Self
 
 from load_tests.testbed.errors import TestbedError
 from load_tests.testbed.spec import NICS, SUBNETS, TestbedSpec
+from load_tests.testbed.traffic import one_class, two_classes
 
 PREFIX = "dpt"
 SWITCH = "sw"
-BURST_BYTES = 256 << 10  # at most 20 ms at 100 Mbit/s
-QUEUE_BYTES = 32 << 20  # more than is ever under way: a lossless fabric, as storage and compute networks are, drops nothing
 
 
 def unavailable() -> str | None:
@@ -99,15 +98,16 @@ class Network:
         _run("ip", "-n", namespace, "link", "set", nic, "up")
         self.shape(host, nic, self.spec.rate(host, nic))
 
-    def shape(self, host: str, nic: Any, bits_per_s: int) -> None:
-        """Set a link's rate in both directions; 0 takes the limit away."""
+    def shape(self, host: str, nic: Any, bits_per_s: int, classes: bool | None = None) -> None:
+        """Set a link's rate in both directions; 0 takes the limit away. `classes` (default: the spec's) divides a compute NIC."""
+        classes = nic == "cnic" and (self.spec.traffic_classes if classes is None else classes)
         for namespace, device in ((self.namespace(host), nic), (self.namespace(SWITCH), self.port(host, nic))):
-            if bits_per_s:
-                limit = ["tbf", "rate", f"{bits_per_s}bit", "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)]
-                _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *limit)
-            else:
+            if classes or not bits_per_s:
                 with contextlib.suppress(TestbedError):  # there was no limit
                     _run("tc", "-n", namespace, "qdisc", "del", "dev", device, "root")
+            if bits_per_s:
+                for command in (two_classes if classes else one_class)(device, bits_per_s):
+                    _run("tc", "-n", namespace, *command)
 
     def cut(self, host: str, nic: Any) -> None:
         """Take a link down, as when its cable is pulled."""

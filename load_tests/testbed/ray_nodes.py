@@ -1,8 +1,7 @@
-"""One real Ray node per host, each with its own address on the control network and a custom resource that names its role."""
+"""One real Ray node per host, each with its own address on the control network and labels for its name (dp.host) and role (dp.role)."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -39,9 +38,7 @@ class RayNodes:
     def start(self) -> None:
         """Start the head, then the others at once; returns when all have joined."""
         self._wait({HEAD: self._start(HEAD, ["--head", "--port", str(PORT), "--include-dashboard=false"])})
-        spec = self._network.spec
-        roles = {host: "dp_prefill" if host in spec.prefill else "dp_decode" for host in spec.workers}
-        self._wait({host: self._start(host, ["--address", self.address, "--resources", json.dumps({roles[host]: 1})]) for host in roles})
+        self._wait({host: self._start(host, ["--address", self.address]) for host in self._network.spec.workers})
 
     def _start(self, host: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         command = [
@@ -57,7 +54,7 @@ class RayNodes:
             str(OBJECT_STORE_BYTES),
             "--disable-usage-stats",
             "--labels",
-            f"dp.host={host}",
+            f"dp.host={host},dp.role={self._network.spec.role(host)}",
             *arguments,
         ]
         with (self._folder / f"{host}.log").open("wb") as log:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Nic = Literal["snic", "cnic", "ctl"]
@@ -17,6 +18,7 @@ class TestbedSpec:
 
     Each P or D host has a storage NIC (`snic`), a compute NIC (`cnic`) and an unshaped control NIC (`ctl`) for Ray's own traffic.
     `nice` is the priority of all processes on the hosts (negative: before other work on the machine).
+    `traffic_classes` divides the compute NICs into a class for model traffic and one for KV (testbed/traffic.py).
     The storage host is reached over the storage network only, so that what crosses an SNIC is storage traffic and nothing else.
     """
 
@@ -28,6 +30,7 @@ class TestbedSpec:
     cnic_bits: int = 1_000_000_000
     mtu: int = 9000
     nice: int = 0
+    traffic_classes: bool = False
 
     @property
     def prefill(self) -> tuple[str, ...]:
@@ -61,3 +64,21 @@ class TestbedSpec:
     def name(self) -> str:
         """`1P2D` and the like."""
         return f"{self.prefill_hosts}P{self.decode_hosts}D"
+
+    def role(self, host: str) -> str:
+        return "prefill" if host in self.prefill else "decode" if host in self.decode else host
+
+    def shape(self, name: str) -> TestbedSpec:
+        """The part of these hosts that makes up `name`, e.g. 1P2D of 2P2D. Raises ValueError."""
+        prefill, decode = parse_shape(name)
+        if prefill > self.prefill_hosts or decode > self.decode_hosts:
+            raise ValueError(f"{name} does not fit into {self.name}")
+        return replace(self, prefill_hosts=prefill, decode_hosts=decode)
+
+
+def parse_shape(name: str) -> tuple[int, int]:
+    """`2P1D` -> (2, 1). Raises ValueError."""
+    match = re.fullmatch(r"([1-9]\d*)P([1-9]\d*)D", name)
+    if match is None:
+        raise ValueError(f"{name!r} is not of the form 1P2D")
+    return int(match[1]), int(match[2])

@@ -40,16 +40,17 @@ class Testbed:
     ) -> None:
         self.spec, self.network, self.storage, self.ray, self.counters, self.folder = spec, network, storage, ray, counters, folder
 
-    def overrides(self, bucket: str) -> list[str]:
-        """Settings of a cluster on these hosts: one node per host, KV over the CNICs, blocks over the SNICs."""
+    def overrides(self, bucket: str, shape: TestbedSpec | None = None) -> list[str]:
+        """Settings of a cluster on these hosts, or on those of `shape`: one node per host, KV over the CNICs, blocks over the SNICs."""
+        shape = shape or self.spec
         ucx = ", ".join(f"{name}: {value}" for name, value in UCX.items())
         return [
-            f"cluster.prefill_nodes={self.spec.prefill_hosts}",
-            f"cluster.decode_nodes={self.spec.decode_hosts}",
+            f"cluster.prefill_nodes={shape.prefill_hosts}",
+            f"cluster.decode_nodes={shape.decode_hosts}",
             "cluster.placement=spread",
             f"cluster.address={self.ray.address}",
-            "cluster.prefill_resources={dp_prefill: 1}",
-            "cluster.decode_resources={dp_decode: 1}",
+            f"cluster.prefill_labels={{dp.host: 'in({','.join(shape.prefill)})'}}",
+            f"cluster.decode_labels={{dp.host: 'in({','.join(shape.decode)})'}}",
             "transfer.tls=tcp",
             "transfer.net_devices=cnic",
             f"transfer.ucx={{{ucx}}}",

@@ -1,0 +1,23 @@
+"""JCT as the generated lengths grow, all else equal (paper section 7.2).
+
+Long generations leave time between reads, so the gain falls as storage stops being what limits.
+`--require` bounds the dual-path modes' gain over Basic at every length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from load_tests.experiments.experiment import Say, Setup
+from load_tests.experiments.measure import Load
+from load_tests.experiments.scaling import ScalingResult, load_name, run_scaling
+from load_tests.experiments.workload import Workload
+
+SETUP = Setup(modes=("basic", "shorter_queue", "split"), workload=Workload(agents=8, turns=2, context=640))
+QUICK = replace(SETUP, modes=("basic", "split"), workload=Workload(agents=6, turns=1, context=640))
+FACTORS = (0.5, 2.0, 6.0)
+
+
+def run(setup: Setup, say: Say) -> ScalingResult:
+    loads = [Load(replace(setup.workload, generate_scale=factor), load_name(factor)) for factor in FACTORS]
+    return run_scaling("generation", setup, loads, FACTORS, say)

@@ -1,0 +1,68 @@
+"""JCT as one length of the workload grows: shared by `append` and `generation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from load_tests.experiments.bench import open_bench
+from load_tests.experiments.experiment import Result, Say, Setup
+from load_tests.experiments.measure import Load
+from load_tests.experiments.modes import DUAL
+
+
+class ScalingResult(Result):
+    def __init__(self, experiment: str, setup: Setup, factors: Sequence[float]) -> None:
+        super().__init__(experiment, setup)
+        self.factors = factors
+
+    def gains(self) -> dict[str, dict[str, float]]:
+        """Gain over Basic by mode and factor."""
+        shape = self.setup.shapes[0]
+        result: dict[str, dict[str, float]] = {}
+        for mode in self.setup.modes[1:]:
+            ratios = {load_name(factor): self.ratio(shape, self.setup.modes[0], mode, load_name(factor)) for factor in self.factors}
+            result[mode] = {name: ratio for name, ratio in ratios.items() if ratio}
+        return result
+
+    def figures(self) -> dict[str, Any]:
+        return {"speedup_over_basic": self.gains()}
+
+    def lines(self) -> list[str]:
+        return [
+            f"{mode}: " + ", ".join(f"{name} {ratio:.2f} x Basic" for name, ratio in gains.items()) for mode, gains in self.gains().items()
+        ]
+
+    def missed(self, bound: float) -> list[str]:
+        return [
+            f"{mode} {name} {ratio:.2f}"
+            for mode, gains in self.gains().items()
+            if mode in DUAL
+            for name, ratio in gains.items()
+            if ratio < bound
+        ]
+
+    def plot(self, folder: Path) -> list[Path]:
+        from load_tests.experiments.plots import plot_lines
+
+        shape = self.setup.shapes[0]
+        curves = {}
+        for mode in self.setup.modes:
+            points = [(factor, jct) for factor in self.factors if (jct := self.jct(shape, mode, load_name(factor)))]
+            curves[mode] = ([factor for factor, _ in points], [jct for _, jct in points])
+        what = "appended" if self.experiment == "append" else "generated"
+        return [plot_lines(folder / f"{self.experiment}_jct.png", curves, f"{what} tokens, times the trace's", "job completion time (s)")]
+
+
+def load_name(factor: float) -> str:
+    return f"x{factor:g}"
+
+
+def run_scaling(experiment: str, setup: Setup, loads: Sequence[Load], factors: Sequence[float], say: Say) -> ScalingResult:
+    """Each system goes through all loads in one cluster."""
+    result = ScalingResult(experiment, setup, factors)
+    with open_bench(setup, loads, say) as bench:
+        for mode in setup.modes:
+            result.runs += bench.measure(setup.shapes[0], mode)
+    return result
