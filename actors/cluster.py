@@ -106,6 +106,8 @@ class Cluster:
         Raises ConfigError when the placement cannot be satisfied or an actor cannot start, saying why; nothing is left behind then.
         """
         cluster = cls(settings, settings.cluster.namespace)
+        for warning in settings.cluster.warnings():
+            log.warning("cluster: %s", warning)
         try:
             cluster._place()
             cluster._start_actors(str(resolve_model(settings.model.spec)))

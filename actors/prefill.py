@@ -78,6 +78,10 @@ class PrefillActor(ClusterProcess):
         finally:
             self._reports.changed()
 
+    async def give_back(self, request_id: str, epoch: int) -> bool:
+        """See `PrefillService.give_back`."""
+        return self._service.give_back(request_id, epoch)
+
     async def cancel(self, request_id: str, epoch: int) -> None:
         await self._service.cancel(request_id, epoch)
 

@@ -43,7 +43,6 @@ class _Process:
 @dataclass(slots=True)
 class _Waiting:
     submission: Submission
-    hit_blocks: int
     since: float
     route: asyncio.Future[Route]
 
@@ -182,6 +181,7 @@ class SchedulerActor:
             deadline=now + submission.timeout_s,
             priority=submission.priority,
             tenant=submission.tenant,
+            block_bytes=facts.geometry.full_block_bytes,
         )
         try:
             self._core.submit(demand)
@@ -193,7 +193,7 @@ class SchedulerActor:
             raise InvalidRequestError(str(error)) from None
         except PolicyError as error:
             raise InvalidRequestError(f"request id {submission.request_id!r} is in use: {error}") from None
-        waiting = _Waiting(submission, hit_blocks, now, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(submission, now, asyncio.get_running_loop().create_future())
         self._waiting[name] = waiting
         self._decide()
         if not waiting.route.done():
@@ -251,7 +251,7 @@ class SchedulerActor:
             decode_engine=assignment.decode_engine,
             prefill_node=assignment.prefill_node,
             decode_node=assignment.decode_node,
-            hit_blocks=waiting.hit_blocks,
+            hit_blocks=assignment.read_plan.blocks,
             reads=reads,
             peers={name: self._processes[name].registration.peer for name in named},
             queued_s=now - waiting.since,
@@ -266,6 +266,7 @@ class SchedulerActor:
                 self._core.expire(time.monotonic())
                 self._drop_unconfirmed()
                 await self._check_health()
+                self._rebalance()
                 self._decide()
             except Exception:
                 log.exception("scheduler: housekeeping failed")
@@ -275,6 +276,17 @@ class SchedulerActor:
         for name in [name for name, entry in self._assigned.items() if not entry.confirmed and entry.since < oldest]:
             log.warning("request %s was assigned, but its decode engine never heard of it", name)
             self._forget(name)
+
+    def _rebalance(self) -> None:
+        """Ask engines that fell behind for what they have not begun. What they give back fails in a retryable way, so its client
+        asks for another route.
+        """
+        if not self._settings.scheduling.rebalance:
+            return
+        for move in self._core.moves():
+            request_id, _, epoch = move.request_id.rpartition("/")
+            log.info("request %s is asked back from %s; %s would take it now", move.request_id, move.source, move.target)
+            self._calls.send(self._processes[move.source].registration.actor_name, "give_back", request_id, int(epoch))
 
     async def _check_health(self) -> None:
         """Ray restarts an actor whose process ended, but never notices a hung one: its reports stop, so we end it.

@@ -27,6 +27,7 @@ from dualpath_ray.errors import (
     DualPathError,
     InvalidRequestError,
     OverloadedError,
+    StaleEpochError,
 )
 from dualpath_ray.gateway import WINDOW
 from dualpath_ray.grammars import Grammars
@@ -236,6 +237,14 @@ class PrefillService:
         for job in self._jobs:
             if job.task.request_id == request_id and job.task.epoch <= epoch:
                 self._cancel(job)
+
+    def give_back(self, request_id: str, epoch: int) -> bool:
+        """Give up an attempt that has not begun, so that it can be placed on another engine. False if it has, or is not here."""
+        for job in self._jobs:
+            if (job.task.request_id, job.task.epoch) == (request_id, epoch) and not job.started:
+                self._end(job, StaleEpochError(f"request {request_id} was taken back from {self.engine_id}, which fell behind"))
+                return True
+        return False
 
     def _cancel(self, job: _Job) -> None:
         job.cancelled = True

@@ -23,13 +23,16 @@ UNLIMITED_SLOTS = 1 << 60
 
 @dataclass(slots=True)
 class EngineAccount:
-    """One engine's load. `accounted_hbm_tokens` is the part of a decode engine's tokens whose memory is promised."""
+    """One engine's load. `accounted_hbm_tokens` is the part of a decode engine's tokens whose memory is promised;
+    `accounted_s` the predicted time of a prefill engine's requests (0 without a cost curve).
+    """
 
     load: EngineLoad
     capacity_tokens: int = 0
     accounted_tokens: int = 0
     accounted_requests: int = 0
     accounted_hbm_tokens: int = 0
+    accounted_s: float = 0.0
     unknown_tokens: int = 0
     unknown_requests: int = 0
     unknown_hbm_tokens: int = 0
@@ -43,15 +46,17 @@ class EngineAccount:
         self.unknown_requests = max(0, load.unfinished_requests - self.accounted_requests)
         self.unknown_hbm_tokens = max(0, self.capacity_tokens - load.free_hbm_tokens - self.accounted_hbm_tokens)
 
-    def add(self, request_id: str, tokens: int) -> None:
+    def add(self, request_id: str, tokens: int, seconds: float = 0.0) -> None:
         self.request_ids[request_id] = None
         self.accounted_tokens += tokens
         self.accounted_requests += 1
+        self.accounted_s += seconds
 
-    def drop(self, request_id: str, tokens: int) -> None:
+    def drop(self, request_id: str, tokens: int, seconds: float = 0.0) -> None:
         del self.request_ids[request_id]
         self.accounted_tokens -= tokens
         self.accounted_requests -= 1
+        self.accounted_s = self.accounted_s - seconds if self.request_ids else 0.0  # no rounding error stays
 
     @property
     def tokens(self) -> int:

@@ -1,9 +1,9 @@
 """In which order waiting requests of several tenants are served.
 
 Intent: no tenant starves another, urgent requests go first within a tenant, and the queue is bounded.
-Inputs: tenant, size in tokens, priority and deadline of each request.
+Inputs: tenant, size in tokens, priority, deadline, expected service time and arrival of each request.
 Rule: deficit round robin (Shreedhar and Varghese, 1996) over tenants with `quantum` tokens per round; within a tenant higher
-priority first, then least slack (earliest deadline), then arrival.
+priority first, then least slack (deadline - now - expected service time, so deadline - service time orders it at any time), then arrival.
 Bound: between two tenants that both keep waiting, served tokens differ by at most quantum + 2 * largest request.
 """
 
@@ -24,7 +24,9 @@ class _Tenant:
 
 
 class AdmissionQueue:
-    """Bounded queue of request ids, fair between tenants. All operations are O(log n) amortised."""
+    """Bounded queue of request ids, fair between tenants. All operations are O(log n) amortised, if `quantum` is not much smaller than
+    a request (a request of k quanta takes k rounds to be paid for).
+    """
 
     def __init__(self, capacity: int, quantum: int) -> None:
         if capacity < 1 or quantum < 1:
@@ -38,16 +40,28 @@ class AdmissionQueue:
     def __len__(self) -> int:
         return len(self._known)
 
-    def push(self, request_id: str, tenant: str, tokens: int, priority: int = 0, deadline: float = float("inf")) -> None:
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._known
+
+    def push(
+        self,
+        request_id: str,
+        tenant: str,
+        tokens: int,
+        priority: int = 0,
+        deadline: float = float("inf"),
+        service_s: float = 0.0,
+        arrived_at: float = 0.0,
+    ) -> None:
         """Queue a request; raises QueueFull."""
         if len(self._known) >= self._capacity:
-            raise QueueFull(f"{self._capacity} requests wait already; retry later")
+            raise QueueFull(f"{self._capacity} requests wait for engines (max_queued_requests); retry later or add engines")
         if request_id in self._known:
             raise PolicyError(f"request {request_id} waits already")
         self._count += 1
         self._known[request_id] = (tenant, max(1, tokens))
         queue = self._tenants.setdefault(tenant, _Tenant())
-        queue.requests.set(request_id, (-priority, deadline, self._count))
+        queue.requests.set(request_id, (-priority, deadline - service_s, arrived_at, self._count))
 
     def remove(self, request_id: str) -> bool:
         """Withdraw a request; False if it does not wait."""
@@ -60,8 +74,10 @@ class AdmissionQueue:
             del self._tenants[known[0]]
         return True
 
-    def pop(self) -> str | None:
-        """The next request to serve, or None."""
+    def peek(self) -> str | None:
+        """The next request to serve, or None. It stays the next one until it is served or withdrawn, its tenant gets one that is more
+        urgent, or that one is too large for what is left of the tenant's round.
+        """
         while self._tenants:
             name, tenant = next(iter(self._tenants.items()))
             if not tenant.served_this_round:
@@ -69,9 +85,16 @@ class AdmissionQueue:
                 tenant.served_this_round = True
             head = tenant.requests.peek()
             if head is not None and self._known[head][1] <= tenant.deficit:
-                tenant.deficit -= self._known[head][1]
-                self.remove(head)
                 return head
             tenant.served_this_round = False
             self._tenants.move_to_end(name)
         return None
+
+    def pop(self) -> str | None:
+        """Serve the next request, or None."""
+        head = self.peek()
+        if head is not None:
+            tenant, tokens = self._known[head]
+            self._tenants[tenant].deficit -= tokens
+            self.remove(head)
+        return head

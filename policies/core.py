@@ -1,9 +1,10 @@
 """The scheduler's decision core: turns waiting requests into assignments, for the live scheduler and the simulator alike.
 
-It has no clock, no randomness and does no I/O: the same calls give the same assignments. Requests are served first come first served
-(larger `priority` first); the head waits until a prefill engine (policies/prefill_placement.py) and a decode engine
-(policies/decode_placement.py) can take it, then its reads are planned (policies/read_plan.py). Every assignment is accounted at once;
-policies/accounts.py says how accounts and load reports are combined.
+It has no clock, no randomness and does no I/O: the same calls give the same assignments. policies/admission.py says which request is
+the head of the queue; it waits until a prefill engine (policies/prefill_placement.py) and a decode engine
+(policies/decode_placement.py) can take it, then its reads are planned (policies/load_or_recompute.py, policies/read_plan.py). Every
+assignment is accounted at once; policies/accounts.py says how accounts and load reports are combined. What an engine has not begun may be
+placed again (policies/rebalancing.py).
 
 Tokens accounted to a prefill engine: computed tokens + hit_token_weight * hit tokens. The default weight 1 is the paper's rule ("total
 tokens"). With 95-99 % hits, most of a request's attention and all of its I/O scale with its context, so the total is the better proxy of
@@ -18,11 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from policies.accounts import UNLIMITED_SLOTS, EngineAccount, NodeAccount
+from policies.admission import AdmissionQueue
+from policies.batch_quota import AttentionTimeModel
 from policies.decode_placement import DecodeIndex
-from policies.errors import Infeasible, PolicyError, QueueFull
+from policies.errors import Infeasible, PolicyError
 from policies.indexed_heap import IndexedHeap
+from policies.load_or_recompute import with_loaded_prefix
 from policies.prefill_placement import PrefillIndex
-from policies.read_plan import ReadCandidate, plan_reads
+from policies.read_plan import ReadCandidate, plan_reads, reading_sides
+from policies.rebalancing import Move, rebalance
 from policies.settings import SchedulingSettings
 from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
 
@@ -34,9 +39,11 @@ class _Running:
     demand: RequestDemand
     assignment: Assignment
     prefill_tokens: int
+    prefill_s: float  # predicted
     reads: dict[str, int]  # node -> tokens still to read from storage
     slots: dict[str, int]  # node -> staging slots
     prefilling: bool = True
+    asked_back: bool = False
 
     def needs(self, node_id: str) -> bool:
         """The node's gateway still has a part in this request, beside the engines it may host."""
@@ -52,7 +59,8 @@ class SchedulerCore:
         self._nodes: dict[str, NodeAccount] = {}
         self._prefill = PrefillIndex(settings)
         self._decode = DecodeIndex(settings)
-        self._queue = IndexedHeap()
+        self._prefill_s = AttentionTimeModel(settings.prefill_pair_s, settings.prefill_token_s)
+        self._queue = AdmissionQueue(settings.max_queued_requests, settings.tenant_quantum_tokens)
         self._deadlines = IndexedHeap()
         self._waiting: dict[str, RequestDemand] = {}
         self._waiting_tokens = 0
@@ -132,12 +140,11 @@ class SchedulerCore:
             raise PolicyError(f"request {demand.request_id} is already scheduled")
         if demand.hit_tokens >= demand.prompt_tokens:
             raise Infeasible(f"request {demand.request_id}: at least one prompt token must be computed, so hits must leave one")
-        if len(self._waiting) >= self.settings.max_queued_requests:
-            raise QueueFull(f"{len(self._waiting)} requests wait for engines (max_queued_requests); retry later or add engines")
         self._check_capacity(demand)
+        service_s = self._prefill_s(demand.hit_tokens, demand.computed_tokens)
+        self._queue.push(demand.request_id, demand.tenant, demand.kv_tokens, demand.priority, demand.deadline, service_s, demand.arrived_at)
         self._waiting[demand.request_id] = demand
         self._waiting_tokens += demand.kv_tokens
-        self._queue.set(demand.request_id, (-demand.priority, demand.arrived_at))
         self._deadlines.set(demand.request_id, demand.deadline)
 
     def adopt(self, demand: RequestDemand, assignment: Assignment) -> None:
@@ -175,7 +182,7 @@ class SchedulerCore:
         running.prefilling = False
         self.reads_done(request_id)
         engine = self._engines[running.assignment.prefill_engine]
-        engine.drop(request_id, running.prefill_tokens)
+        engine.drop(request_id, running.prefill_tokens, running.prefill_s)
         for node_id, slots in running.slots.items():
             self._nodes[node_id].accounted_slots -= slots
         running.slots.clear()
@@ -225,6 +232,9 @@ class SchedulerCore:
             if prefill_id is None:
                 raise PolicyError(f"prefill index names node {node_id} without an open engine")
             decode_node = self._nodes[decode.load.node_id]
+            self._queue.pop()
+            self._withdraw(request_id)
+            demand = self._with_loaded_prefix(demand, self._engines[prefill_id], decode_node)
             assignment = Assignment(
                 request_id=request_id,
                 prefill_engine=prefill_id,
@@ -242,10 +252,32 @@ class SchedulerCore:
                     self._turn,
                 ),
             )
-            self._withdraw(request_id)
             self._account(demand, assignment)
             made.append(assignment)
         return made
+
+    def moves(self) -> list[Move]:
+        """Requests to take back from the prefill engine that fell behind most, if it has not begun them.
+
+        Whoever runs the engine takes back what it can and submits it again with its arrival time; it is placed on a lighter engine then.
+        The same engine is asked again only when all of these have been given back or prefilled.
+        """
+        fullest, node_id = self._prefill.fullest_engine(), self._prefill.best_node()
+        if fullest is None or node_id is None:
+            return []
+        target = self._nodes[node_id].open_prefill.peek()
+        if target is None or target == fullest:
+            return []
+        source = self._engines[fullest]
+        queue = [(request_id, self._running[request_id]) for request_id in source.request_ids]
+        if any(running.asked_back for _, running in queue):
+            return []
+        movable = [(request_id, float(running.prefill_tokens)) for request_id, running in queue[1:]]  # the first has begun
+        load = {fullest: float(source.tokens), target: float(self._engines[target].tokens)}
+        found = rebalance(load, {fullest: movable}, 0.0, self.settings.rebalance_hysteresis)
+        for move in found:
+            self._running[move.request_id].asked_back = True
+        return found
 
     # --- what the core believes -------------------------------------------------------------------------------------------
 
@@ -311,6 +343,13 @@ class SchedulerCore:
         bandwidth = node.load.snic_bandwidth if node.load is not None else 0.0
         return ReadCandidate(node.node_id, node.read_tokens, bandwidth, node.free_slots)
 
+    def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
+        if not self.settings.recompute:
+            return demand
+        prefill, decode = self._candidate(self._nodes[engine.load.node_id]), self._candidate(decode_node)
+        sources = reading_sides(self.settings.read_mode, prefill, decode, demand.hit_blocks, self._turn)
+        return with_loaded_prefix(demand, sources, self._prefill_s, engine.accounted_s)
+
     def _pool(self) -> list[ReadCandidate]:
         """The nodes whose storage NICs drain first."""
         return [self._candidate(self._nodes[node_id]) for node_id in self._by_read_queue.smallest(self.settings.pool_width + 2)]
@@ -335,7 +374,7 @@ class SchedulerCore:
         demand = self._waiting.pop(request_id, None)
         if demand is not None:
             self._waiting_tokens -= demand.kv_tokens
-            self._queue.discard(request_id)
+            self._queue.remove(request_id)
             self._deadlines.discard(request_id)
         return demand
 
@@ -344,7 +383,8 @@ class SchedulerCore:
         slots = {node_id: tokens // demand.block_tokens for node_id, tokens in reads.items()}
         slots[assignment.decode_node] = demand.prompt_blocks
         tokens = demand.computed_tokens + round(self.settings.hit_token_weight * demand.hit_tokens)
-        self._running[demand.request_id] = _Running(demand, assignment, tokens, reads, slots)
+        seconds = self._prefill_s(demand.hit_tokens, demand.computed_tokens)
+        self._running[demand.request_id] = _Running(demand, assignment, tokens, seconds, reads, slots)
         for node_id, read_tokens in reads.items():
             self._node(node_id).accounted_read_tokens += read_tokens
             self._refresh_node(self._node(node_id))
@@ -353,7 +393,7 @@ class SchedulerCore:
         self._turn += 1
         prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
         prefill.last_chosen = decode.last_chosen = self._turn
-        prefill.add(demand.request_id, tokens)
+        prefill.add(demand.request_id, tokens, seconds)
         decode.add(demand.request_id, demand.kv_tokens)
         if self.settings.hbm_promise == "assignment":
             self._promise(self._running[demand.request_id], 1)

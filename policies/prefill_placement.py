@@ -23,6 +23,7 @@ class PrefillIndex:
         self._settings = settings
         self._short = IndexedHeap()
         self._long = IndexedHeap()
+        self._fullest = IndexedHeap()
 
     def refresh(self, engine: EngineAccount, node: NodeAccount, available: bool) -> None:
         """Take note of a changed engine. `available`: engine and gateway have reported recently."""
@@ -31,6 +32,11 @@ class PrefillIndex:
             node.open_prefill.set(engine_id, engine.order(self._settings.placement))
         else:
             node.open_prefill.discard(engine_id)
+        if self._settings.rebalance:
+            if available:
+                self._fullest.set(engine_id, -engine.tokens)
+            else:
+                self._fullest.discard(engine_id)
         self.refresh_node(node)
 
     def refresh_node(self, node: NodeAccount) -> None:
@@ -44,11 +50,11 @@ class PrefillIndex:
         else:
             chosen.set(node.node_id, node.open_prefill.key(best))
 
-    def forget(self, engine_id: str, node: NodeAccount) -> None:
-        node.open_prefill.discard(engine_id)
-        self.refresh_node(node)
-
     def best_node(self) -> str | None:
         """Node of the best engine (its `open_prefill` names it), or None if every engine is overloaded or silent."""
         best = self._short.peek()
         return best if best is not None else self._long.peek()
+
+    def fullest_engine(self) -> str | None:
+        """The engine with most tokens; kept for rebalancing only."""
+        return self._fullest.peek()

@@ -59,6 +59,18 @@ def plan_reads(
     return ReadPlan(_segments(owners))
 
 
+def reading_sides(mode: ReadMode, prefill: ReadCandidate, decode: ReadCandidate, blocks: int, turn: int = 0) -> list[ReadCandidate]:
+    """The nodes of the request among which its storage reads are divided."""
+    if mode == "prefill_only" or prefill.node_id == decode.node_id:
+        return [prefill]
+    if mode == "alternate":
+        return [(prefill, decode)[turn % 2]]
+    if mode == "shorter_queue":
+        on_prefill = prefill.queue_tokens < decode.queue_tokens and prefill.free_slots >= blocks
+        return [prefill if on_prefill else decode]
+    return [prefill, decode]
+
+
 def _resident_nodes(request: RequestDemand, prefill_node: str, decode_node: str) -> dict[int, str]:
     """Node that serves each DRAM-resident position: the decode node, else the prefill node, else the first by name."""
     nodes: dict[int, str] = {}
@@ -82,15 +94,7 @@ def _shares(
     """How many storage blocks each node reads, prefill node first. The decode node's slots are leased for the whole prompt already."""
     if blocks == 0:
         return []
-    if mode == "prefill_only" or prefill.node_id == decode.node_id:
-        candidates = [prefill]
-    elif mode == "alternate":
-        candidates = [(prefill, decode)[turn % 2]]
-    elif mode == "shorter_queue":
-        on_prefill = prefill.queue_tokens < decode.queue_tokens and prefill.free_slots >= blocks
-        candidates = [prefill if on_prefill else decode]
-    else:
-        candidates = [prefill, decode]
+    candidates = reading_sides(mode, prefill, decode, blocks, turn)
     if mode == "pool":
         sides = {prefill.node_id, decode.node_id}
         candidates += [other for other in others if other.node_id not in sides]

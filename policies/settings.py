@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ReadMode = Literal["prefill_only", "alternate", "shorter_queue", "split", "pool"]
 Placement = Literal["dualpath", "round_robin", "least_requests"]
@@ -69,3 +69,39 @@ class SchedulingSettings(BaseModel):
         default=8, ge=1, description="Smallest share of one request that is worth a read on another node (blocks)."
     )
     use_resident: bool = Field(default=True, description="Take blocks that a node's DRAM still holds from there instead of from storage.")
+    tenant_quantum_tokens: int = Field(
+        default=200_000,
+        ge=1,
+        description="Tokens that a tenant with waiting requests is served before the next tenant's turn (deficit round robin).",
+    )
+    prefill_token_s: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Seconds a prefill engine needs per computed token, measured on it; 0: not known. Orders requests by slack; "
+        "needed for recompute.",
+    )
+    prefill_pair_s: float = Field(
+        default=0.0, ge=0.0, description="Seconds a prefill engine needs per pair of a computed token and one before it, measured on it."
+    )
+    recompute: bool = Field(
+        default=False,
+        description="Recompute the last hit blocks of a request where that is faster than to read them. Off, since with a cost curve that "
+        "is wrong it turns cheap reads into computation: measure prefill_token_s first.",
+    )
+    rebalance: bool = Field(
+        default=False,
+        description="Take requests that have not begun back from a prefill engine that fell behind, and place them again. Off, since a "
+        "request that is taken back has its blocks read a second time.",
+    )
+    rebalance_hysteresis: float = Field(
+        default=0.3,
+        ge=0.0,
+        le=1.0,
+        description="A request is taken back only if that lowers the load by more than this share of the fuller engine's.",
+    )
+
+    @model_validator(mode="after")
+    def _recompute_needs_a_curve(self) -> Self:
+        if self.recompute and not self.prefill_token_s:
+            raise ValueError("recompute needs prefill_token_s, the measured cost of a token")
+        return self

@@ -57,8 +57,8 @@ class RequestDemand:
     """One request waiting for engines.
 
     `hit_blocks` whole blocks of `block_tokens` tokens are in storage; the rest of the prompt must be computed.
-    `deadline` is when waiting becomes pointless. Larger `priority` goes first. `resident` maps a node to the
-    positions (0 .. hit_blocks-1) of hit blocks its DRAM still holds.
+    `deadline` is when waiting becomes pointless. Larger `priority` goes first among its tenant's. `resident` maps a node to the
+    positions (0 .. hit_blocks-1) of hit blocks its DRAM still holds. `block_bytes` is the size of a Full Block (0: not known).
     """
 
     request_id: str
@@ -71,6 +71,7 @@ class RequestDemand:
     priority: int = 0
     tenant: str = ""
     resident: Mapping[str, Set[int] | range] = field(default_factory=dict)
+    block_bytes: int = 0
 
     @property
     def hit_tokens(self) -> int:

@@ -38,6 +38,18 @@ def fill_level_shares(
     return _whole(amount, shares, limits, queues, speed)
 
 
+def finish(amount: float, queues: Sequence[float], rates: Sequence[float]) -> float:
+    """The common level t: when the last of the sources that share `amount` ends. Rates must be known."""
+    total_queue = total_rate = level = 0.0
+    for queue, rate in sorted(zip(queues, rates, strict=True), key=lambda source: source[0] / source[1]):
+        if total_rate and queue / rate >= level:
+            break
+        total_queue += queue
+        total_rate += rate
+        level = (amount + total_queue) / total_rate
+    return level
+
+
 def _level(amount: int, queues: Sequence[float], speed: Sequence[float], limits: Sequence[int], active: Sequence[int]) -> list[float]:
     """Continuous shares at the common level, capped by the limits; what a cap refuses is levelled over the rest."""
     shares = [0.0] * len(queues)

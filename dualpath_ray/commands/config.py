@@ -21,6 +21,8 @@ def command() -> None:
 def check(settings: Settings) -> None:
     """Say whether the configuration is valid."""
     click.echo(f"valid: {settings.model.name} on {settings.cluster.prefill_nodes} prefill and {settings.cluster.decode_nodes} decode nodes")
+    for warning in settings.cluster.warnings():
+        click.echo(f"warning: cluster: {warning}", err=True)
 
 
 @command.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from dualpath_ray.config.section import Count, Delay, Seconds, Section
+from policies.pd_ratio import violations
 
 
 class ClusterSettings(Section):
@@ -40,3 +41,18 @@ class ClusterSettings(Section):
         default=20.0,
         description="A process whose load reports have stopped for this long is killed and started again (Ray never notices a hung actor).",
     )
+    snic_bandwidth: ByteSize = Field(
+        default=ByteSize(0),
+        description="A node's storage NIC in bytes/s. With cnic_bandwidth, the ratio of nodes is checked; 0: not known.",
+    )
+    cnic_bandwidth: ByteSize = Field(default=ByteSize(0), description="One GPU's compute NIC in bytes/s; 0: not known.")
+    memory_bandwidth: ByteSize = Field(
+        default=ByteSize(500 * 10**9), ge=1, description="A node's DRAM in bytes/s, for the check of the ratio of nodes."
+    )
+
+    def warnings(self) -> list[str]:
+        """What keeps the storage NICs from being the only bottleneck (policies/pd_ratio.py), a sentence per violated row."""
+        if not self.snic_bandwidth or not self.cnic_bandwidth:
+            return []
+        bandwidths = float(self.snic_bandwidth), float(self.cnic_bandwidth), float(self.memory_bandwidth)
+        return violations(self.prefill_nodes, self.decode_nodes, self.engines_per_node, *bandwidths)

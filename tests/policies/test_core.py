@@ -254,21 +254,94 @@ def test_adopt_restores_the_account_of_a_running_request() -> None:
     assert after.engine_account("d0e0").tokens == 0
 
 
+def test_tenants_take_turns_and_priority_orders_within_one() -> None:
+    core = cluster(per_node=8, free=1_000_000, tenant_quantum_tokens=2304)  # two requests of 1152 tokens
+    for i in range(6):
+        core.submit(demand(f"many{i}", tenant="many", arrived=float(i)))
+    for i in range(3):
+        core.submit(demand(f"few{i}", tenant="few", arrived=10.0 + i))
+    core.submit(demand("urgent", tenant="few", arrived=20.0, priority=1))
+    order = [made.request_id for made in core.decide(0.0)]
+    assert order == ["many0", "many1", "urgent", "few0", "many2", "many3", "few1", "few2", "many4", "many5"]
+
+
+def test_least_slack_goes_first_and_large_requests_have_less() -> None:
+    core = cluster(per_node=8, free=1_000_000, prefill_token_s=1e-3)
+    core.submit(demand("short", prompt=1000, hit_blocks=0, arrived=0.0, deadline=20.0))
+    core.submit(demand("long", prompt=5000, hit_blocks=0, arrived=1.0, deadline=21.0))  # must begin by 16, not by 19
+    core.submit(demand("late", arrived=2.0, deadline=50.0))
+    assert [made.request_id for made in core.decide(0.0)] == ["long", "short", "late"]
+
+
+def test_hits_that_a_busy_store_delivers_late_are_recomputed() -> None:
+    size = 64 * 1000
+    core = cluster(per_node=1, free=1_000_000, read_mode="prefill_only", recompute=True, prefill_token_s=1e-4)
+    core.submit(demand("quick", prompt=3000, hit_blocks=40, block_bytes=size))  # 1e9 B/s: 64 us per block, 6.4 ms to compute it
+    assert core.decide(0.0)[0].read_plan.blocks == 40
+    core.update_node(node("p0", read_queue_tokens=64 * 100_000))  # 6.4 s of reading in front
+    core.submit(demand("late", prompt=3000, hit_blocks=40, block_bytes=size))
+    made = core.decide(0.0)[0]
+    assert made.read_plan.blocks == 0
+    account = core.engine_account("p0e0")
+    assert account.accounted_s == pytest.approx((3000 - 40 * 64) * 1e-4 + 3000 * 1e-4)
+    core.finish("quick")
+    core.finish("late")
+    assert account.accounted_s == 0.0 and core.node_account("p0").accounted_read_tokens == 0
+
+
+def test_recompute_without_a_cost_curve_is_refused() -> None:
+    with pytest.raises(ValueError, match="prefill_token_s"):
+        cluster(recompute=True)
+
+
+def test_unstarted_requests_of_an_engine_that_fell_behind_are_asked_back_once() -> None:
+    core = cluster(per_node=2, free=1_000_000, rebalance=True)
+    for i in range(8):
+        core.submit(demand(f"r{i}", arrived=float(i)))
+    slow = [made.request_id for made in core.decide(0.0) if made.prefill_engine == "p0e0"]
+    assert core.moves() == []
+    for i in range(8):
+        if f"r{i}" not in slow:
+            core.prefill_done(f"r{i}")
+    asked = core.moves()
+    assert [(move.request_id, move.source, move.target) for move in asked] == [(name, "p0e0", "p0e1") for name in (slow[3], slow[2])]
+    assert core.moves() == [], "one round at a time"
+    for move in asked:
+        core.finish(move.request_id)
+        core.submit(demand(move.request_id))
+    assert [made.prefill_engine for made in core.decide(0.0)] == ["p0e1", "p0e1"]
+
+
 class CoreMachine(RuleBasedStateMachine):
     """Random submissions, events and failures: nothing is lost, doubled or over-promised."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = cluster(prefill_nodes=2, decode_nodes=2, per_node=2, free=8000, beta_tokens=3000, read_mode="pool", min_split_blocks=1)
+        self.core = cluster(
+            prefill_nodes=2,
+            decode_nodes=2,
+            per_node=2,
+            free=8000,
+            beta_tokens=3000,
+            read_mode="pool",
+            min_split_blocks=1,
+            rebalance=True,
+            rebalance_hysteresis=0.0,
+            recompute=True,
+            prefill_token_s=1e-4,
+            tenant_quantum_tokens=3000,
+        )
         self.waiting: dict[str, object] = {}
         self.running: dict[str, object] = {}
         self.alive = {"p0e0": "p0", "p0e1": "p0", "p1e0": "p1", "p1e1": "p1", "d0e0": "d0", "d0e1": "d0", "d1e0": "d1", "d1e1": "d1"}
         self.count = 0
 
-    @rule(prompt=st.integers(1, 4000), hits=st.integers(0, 62), priority=st.integers(0, 2))
-    def submit(self, prompt: int, hits: int, priority: int) -> None:
+    @rule(prompt=st.integers(1, 4000), hits=st.integers(0, 62), priority=st.integers(0, 2), tenant=st.sampled_from("ab"))
+    def submit(self, prompt: int, hits: int, priority: int, tenant: str) -> None:
         self.count += 1
-        request = demand(f"r{self.count}", prompt=prompt, hit_blocks=hits, arrived=float(self.count), priority=priority)
+        request = demand(
+            f"r{self.count}", prompt, hits, float(self.count), priority=priority, tenant=tenant, block_bytes=[0, 10_000_000][self.count % 2]
+        )
         self.core.submit(request)
         self.waiting[request.request_id] = request
 
@@ -281,7 +354,9 @@ class CoreMachine(RuleBasedStateMachine):
             assert believed[made.prefill_engine] <= 3000
             believed[made.prefill_engine] += request.prompt_tokens  # type: ignore[attr-defined]
             positions = [p for s in made.read_plan.segments for p in range(s.first_block, s.first_block + s.blocks)]
-            assert positions == list(range(request.hit_blocks))  # type: ignore[attr-defined]
+            assert positions == list(range(len(positions)))  # a prefix of the hits, each block once
+            limit = request.hit_blocks  # type: ignore[attr-defined]
+            assert len(positions) <= limit if request.block_bytes else len(positions) == limit  # type: ignore[attr-defined]
             self.running[made.request_id] = made
 
     @precondition(lambda self: self.running)
@@ -291,6 +366,18 @@ class CoreMachine(RuleBasedStateMachine):
         getattr(self.core, event)(request_id)
         if event in ("finish", "cancel"):
             del self.running[request_id]
+
+    @rule(given_back=st.booleans())
+    def rebalance(self, given_back: bool) -> None:
+        for move in self.core.moves():
+            assert move.source != move.target
+            assert self.running[move.request_id].prefill_engine == move.source  # type: ignore[attr-defined]
+            if given_back:
+                assert self.core.finish(move.request_id)
+                del self.running[move.request_id]
+                request = demand(move.request_id, 1000)
+                self.core.submit(request)
+                self.waiting[move.request_id] = request
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -329,6 +416,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert self.core.cancel(request_id)
         for engine_id, home in self.alive.items():
             assert self.core.engine_account(engine_id).accounted_tokens == 0
+            assert self.core.engine_account(engine_id).accounted_s == 0.0
             assert self.core.node_account(home).accounted_read_tokens == 0
             assert self.core.node_account(home).accounted_slots == 0
 

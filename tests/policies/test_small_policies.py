@@ -34,12 +34,12 @@ def test_never_worse_than_all_or_nothing(hits: int, new: int, read: float, compu
 
 
 def test_moves_work_to_the_idle_engine_and_stops() -> None:
-    moves = rebalance({"a": 10.0, "b": 0.0}, {"a": [("r1", 3.0), ("r2", 3.0), ("r3", 3.0)]}, move_cost_s=0.1)
+    moves = rebalance({"a": 10.0, "b": 0.0}, {"a": [("r1", 3.0), ("r2", 3.0), ("r3", 3.0)]}, move_cost=0.1)
     assert [(m.request_id, m.source, m.target) for m in moves] == [("r3", "a", "b")]
 
 
 def test_a_costly_move_is_not_made() -> None:
-    assert rebalance({"a": 5.0, "b": 1.0}, {"a": [("r", 1.0)]}, move_cost_s=4.0) == []
+    assert rebalance({"a": 5.0, "b": 1.0}, {"a": [("r", 1.0)]}, move_cost=4.0) == []
 
 
 @given(

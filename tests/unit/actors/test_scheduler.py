@@ -9,9 +9,22 @@ from dataclasses import replace
 
 import pytest
 
+from actors.messages import Report
 from actors.scheduler import UNCONFIRMED_S, SchedulerActor, attempt_name
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
-from tests.unit.actors.emulation import BLOCK, FACTS, PARTS, DirectCalls, bring_up, make_scheduler, registration, report, stop, submission
+from tests.unit.actors.emulation import (
+    BLOCK,
+    FACTS,
+    PARTS,
+    DirectCalls,
+    bring_up,
+    load,
+    make_scheduler,
+    registration,
+    report,
+    stop,
+    submission,
+)
 
 CHAIN = [(b"k0", b"root"), (b"k1", b"k0"), (b"k2", b"k1")]
 KEYS = tuple(key for key, _ in CHAIN)
@@ -219,6 +232,32 @@ async def test_reads_that_have_ended_leave_the_queue_of_their_gateway_only(sched
     assert queue(reader).read_tokens > 0
     await scheduler.report(report(reader, read=(attempt_name("r", 0), attempt_name("r", 0))))
     assert queue(reader).read_tokens == 0
+
+
+async def test_a_route_reads_only_what_is_worth_reading() -> None:
+    scheduler, _ = make_scheduler(recompute=True, prefill_token_s=1e-9)  # so light a model that reading never pays
+    await bring_up(scheduler)
+    await scheduler.report(report("p0", added=tuple(CHAIN)))
+    route = await scheduler.assign(submission("r", prompt=len(CHAIN) * BLOCK + 1, keys=tuple(key for key, _ in CHAIN)))
+    assert (route.hit_blocks, route.reads) == (0, ())
+    await stop(scheduler)
+
+
+async def test_an_engine_that_fell_behind_is_asked_for_what_it_has_not_begun() -> None:
+    scheduler, calls = make_scheduler(rebalance=True)
+    await bring_up(scheduler)
+    await scheduler.register(registration("prefill-1", "p0", "prefill"))
+    await scheduler.report(Report("prefill-1", "prefill-1-1", load("prefill-1", "p0", "prefill")))
+    for i in range(6):
+        await scheduler.assign(submission(f"r{i}", prompt=400))
+    behind = list(scheduler._core.engine_account("prefill-0").request_ids)
+    for i in range(6):
+        if attempt_name(f"r{i}", 0) not in behind:
+            scheduler._core.prefill_done(attempt_name(f"r{i}", 0))
+    scheduler._rebalance()
+    scheduler._rebalance()
+    assert [message for message in calls.sent if message[1] == "give_back"] == [("actor-prefill-0", "give_back", (behind[-1][:-2], 0))]
+    await stop(scheduler)
 
 
 async def test_a_new_attempt_ends_the_wait_of_the_old_one(scheduler: SchedulerActor) -> None:

@@ -156,3 +156,11 @@ def test_ucx_environment() -> None:
     settings = TransferSettings(tls="tcp", net_devices="eth1", error_handling="none", ucx={"TCP_TX_SEG_SIZE": "256K"})
     assert settings.environment() == {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "eth1", "UCX_TCP_TX_SEG_SIZE": "256K"}
     assert TransferSettings().environment() == {"UCX_SYSV_ERROR_HANDLING": "y", "UCX_POSIX_ERROR_HANDLING": "y"}
+
+
+def test_a_ratio_outside_the_range_is_warned_of_by_row() -> None:
+    known = ["cluster.snic_bandwidth=50GB", "cluster.cnic_bandwidth=50GB", "cluster.engines_per_node=8"]
+    assert Settings.load(overrides=[*known, "cluster.decode_nodes=2"], environ={}).cluster.warnings() == []
+    (nic, memory) = Settings.load(overrides=[*known, "cluster.prefill_nodes=4"], environ={}).cluster.warnings()
+    assert nic.startswith("decode NIC in: P/D = 4 is above 3.5") and memory.startswith("decode memory")
+    assert Settings.load(overrides=["cluster.prefill_nodes=99"], environ={}).cluster.warnings() == [], "bandwidths are not known"

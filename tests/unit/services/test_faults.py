@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dualpath_ray.config.telemetry import TelemetrySettings
-from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError
+from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError, StaleEpochError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import LeaseRequest
 from dualpath_ray.stores.base import BlockStore
@@ -215,3 +215,22 @@ async def test_a_request_with_impossible_tokens_fails_alone(tiny_llama: Path, tm
         wrong, right = await asyncio.gather(system.ask([5, 6, 10**6], "recompute"), system.ask(PROMPT, "recompute"), return_exceptions=True)
         assert isinstance(wrong, InvalidRequestError)
         assert not isinstance(right, BaseException)
+
+
+async def test_a_request_that_has_not_begun_can_be_taken_back(tiny_llama: Path, tmp_path: Path) -> None:
+    slow = emulated(EmulationSettings(latency_s=0.5))
+    async with running_system(shared_model(tiny_llama), tmp_path, wrap=slow) as system:
+        expected = await warm(system)
+        taken = asyncio.ensure_future(system.ask(PROMPT, "split"))
+        async with asyncio.timeout(10):
+            while not system.prefill_service.unfinished_requests:
+                await asyncio.sleep(0.005)
+        (job,) = system.prefill_service._jobs
+        assert not system.prefill_service.give_back(job.task.request_id, 1), "that is another attempt"
+        assert system.prefill_service.give_back(job.task.request_id, 0)
+        assert not system.prefill_service.give_back(job.task.request_id, 0)
+        with pytest.raises(StaleEpochError, match="taken back") as raised:
+            await taken
+        assert raised.value.retryable
+        await system.settle()
+        assert (await system.ask(PROMPT, "split")).tokens == expected
