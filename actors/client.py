@@ -103,7 +103,7 @@ class ClusterClient:
         outcome = "failed"
         self._metrics.requests_active.inc()
         try:
-            with tracing.span("request", request.trace, request_id=request.request_id, prompt_tokens=len(request.tokens)) as span:
+            with tracing.span("request", request.trace, **_attributes(request)) as span:
                 while True:
                     reason = _ended(request, emitted)
                     if reason is not None:  # only the end mark of an attempt that died was lost
@@ -186,6 +186,15 @@ class ClusterClient:
 
     async def aclose(self) -> None:
         """Nothing to give back: handles are Ray's."""
+
+
+def _attributes(request: GenerationRequest) -> dict[str, str | int | float]:
+    attributes: dict[str, str | int | float] = {"request_id": request.request_id, "prompt_tokens": len(request.tokens)}
+    if request.session:
+        attributes["session"] = request.session
+    if request.next_turn_s is not None:
+        attributes["next_turn_s"] = request.next_turn_s
+    return attributes
 
 
 def _ended(request: GenerationRequest, emitted: list[int]) -> FinishReason | None:

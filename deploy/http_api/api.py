@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -14,7 +16,7 @@ from deploy.http_api.request_ids import RequestIds
 from deploy.openai_api.caller import Caller
 from deploy.openai_api.errors import CLIENT_CLOSED_REQUEST, ApiError, api_error
 from deploy.openai_api.reply import JsonReply
-from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest
+from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,7 +41,15 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
     generation(CHAT, ChatCompletionRequest)
     generation(TEXT, CompletionRequest)
 
-    add_schemas(api, ChatCompletionRequest, CompletionRequest)
+    def plain(path: str, model: type[BaseModel], answer: Callable[[bytes], Awaitable[JsonReply]]) -> None:
+        async def endpoint(request: Request) -> Response:
+            return _response(await answer(await _read_body(request, max_body_bytes)))
+
+        api.post(path, summary=model.__doc__, openapi_extra=body_of(model), response_model=None)(endpoint)
+
+    plain("/tokenize", TokenizeRequest, service.tokenize)
+    plain("/detokenize", DetokenizeRequest, service.detokenize)
+    add_schemas(api, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
     @api.get("/v1/models", summary="The served model")
     async def models() -> Response:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic_core import from_json
 
-from deploy.openai_api.answers import Answer, ChatAnswer, TextAnswer
+from deploy.openai_api.answers import ChatAnswer, TextAnswer
 from deploy.openai_api.caller import Caller
+from deploy.openai_api.choices import Choices
 from deploy.openai_api.errors import ApiError, api_error
+from deploy.openai_api.forms import check, grammar_of, param_of
 from deploy.openai_api.reply import JsonReply, Reply, StreamReply, json_object
-from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, GenerationFields
-from deploy.openai_api.translation import generation_request, stop_strings
+from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, GenerationFields, TokenizeRequest
+from deploy.openai_api.translation import generation_requests, stop_strings
 from deploy.openai_api.unsupported import refuse_unsupported
 from dualpath_ray.config.serving import ServingSettings
-from dualpath_ray.errors import DualPathError, OverloadedError
+from dualpath_ray.errors import DualPathError, InvalidRequestError, OverloadedError
+from dualpath_ray.grammars import Grammars
 from dualpath_ray.requests import GenerationRequest, Generator
 from dualpath_ray.serving.completion import TextDelta, complete
 from dualpath_ray.serving.model_card import ModelCard
@@ -55,6 +60,7 @@ class OpenAIService:
         self._tokenizer = tokenizer
         self._card = card
         self._limits = limits
+        self._grammars = Grammars(Path(card.model_path), None, card.eos_token_ids)
         self._started = int(time.time())
         self._active = 0
 
@@ -98,37 +104,58 @@ class OpenAIService:
     async def _chat(self, body: Mapping[str, Any], caller: Caller) -> Reply:
         fields = ChatCompletionRequest.model_validate(body)
         self._check_model(fields.model)
-        tokens = await self._tokenizer.encode_chat([message.for_template() for message in fields.messages])
+        tools = fields.offered_tools()
+        tokens = await self._chat_tokens(fields, tools)
         name = _completion_id("chatcmpl", caller)
-        return await self._answer(fields, tokens, ChatAnswer(name, int(time.time()), fields.model), name, caller)
+        answer = ChatAnswer(name, int(time.time()), fields.model, self._tokenizer)
+        return await self._answer(fields, [tokens], answer, caller, calls=bool(tools))
 
     async def _text(self, body: Mapping[str, Any], caller: Caller) -> Reply:
         fields = CompletionRequest.model_validate(body)
         self._check_model(fields.model)
-        tokens = await self._prompt_tokens(fields.prompt)
-        name = _completion_id("cmpl", caller)
-        return await self._answer(fields, tokens, TextAnswer(name, int(time.time()), fields.model), name, caller)
+        prompts = await self._prompts(fields.prompt)
+        answer = TextAnswer(_completion_id("cmpl", caller), int(time.time()), fields.model, self._tokenizer)
+        return await self._answer(fields, prompts, answer, caller, calls=False)
 
-    async def _answer(self, fields: GenerationFields, tokens: tuple[int, ...], answer: Answer, name: str, caller: Caller) -> Reply:
+    async def _answer(
+        self, fields: GenerationFields, prompts: Sequence[tuple[int, ...]], answer: ChatAnswer | TextAnswer, caller: Caller, *, calls: bool
+    ) -> Reply:
         if fields.stream_options is not None and not fields.stream:
             raise ApiError(400, "stream_options is only possible with stream", param="stream_options", code="invalid_value")
-        request = generation_request(fields, tokens, request_id=name, caller=caller, card=self._card, limits=self._limits)
-        deltas = self._admitted(request, stop_strings(fields, self._limits))
-        if fields.stream:
-            include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        requests = generation_requests(
+            fields,
+            prompts,
+            request_id=answer.id,
+            caller=caller,
+            card=self._card,
+            limits=self._limits,
+            grammar=await self._grammar(fields),
+        )
+        stop = stop_strings(fields, self._limits)
+        self._check_room(len(requests))
+        streams = [self._admitted(request, stop) for request in requests]
+        choices = Choices(streams, fields.n or 1, calls=calls, logprobs=fields.alternatives() is not None)
+        try:
             # Before the status line goes out, so that a refusal is a status and not an event
-            first = await anext(deltas)
-            return StreamReply(answer, first, deltas, include_usage=include_usage)
-        async with aclosing(deltas):
-            collected = [delta async for delta in deltas]
-        last = collected[-1]
-        assert last.finish_reason is not None  # `complete` ends no other way
-        return JsonReply.of(answer.whole("".join(delta.text for delta in collected), last.finish_reason, last.usage))
+            if fields.stream:
+                include_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+                return StreamReply(answer, choices, await choices.first(), include_usage=include_usage)
+            finished = await choices.finished()
+        except BaseException:
+            await choices.aclose()
+            raise
+        await choices.aclose()
+        return JsonReply.of(answer.whole(finished, choices.usage()))
+
+    async def _grammar(self, fields: GenerationFields) -> str:
+        grammar = grammar_of(fields)
+        if grammar:
+            await asyncio.to_thread(check, self._grammars, grammar, param_of(fields))
+        return grammar
 
     async def _admitted(self, request: GenerationRequest, stop: Sequence[str]) -> AsyncGenerator[TextDelta, None]:
         """The completion, counted as active for as long as it runs."""
-        if self._active >= self._limits.max_concurrent_requests:
-            raise OverloadedError(f"{self._active} requests are being served; try again later or add replicas (serving.replicas)")
+        self._check_room(1)
         self._active += 1
         try:
             async with aclosing(complete(self._backend, self._tokenizer, request, stop)) as deltas:
@@ -137,21 +164,63 @@ class OpenAIService:
         finally:
             self._active -= 1
 
-    async def _prompt_tokens(self, prompt: str | list[int] | list[str] | list[list[int]]) -> tuple[int, ...]:
-        one: Any = prompt
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) > 1:
-                raise ApiError(400, f"{len(prompt)} prompts in one request are not supported; send one each", param="prompt")
-            one = prompt[0]
-        tokens = await self._tokenizer.encode_text(one) if isinstance(one, str) else tuple(one)
-        if not tokens:
-            raise ApiError(400, "the prompt is empty", param="prompt", code="invalid_value")
-        if max(tokens) >= self._tokenizer.vocabulary:
-            raise ApiError(400, f"token ids must be less than {self._tokenizer.vocabulary}", param="prompt", code="invalid_value")
-        return tokens
+    def _check_room(self, requests: int) -> None:
+        if self._active + requests > self._limits.max_concurrent_requests:
+            raise OverloadedError(f"{self._active} requests are being served; try again later or add replicas (serving.replicas)")
 
-    def _check_model(self, name: str) -> None:
-        if name != self._card.served_name:
+    async def tokenize(self, raw: bytes) -> JsonReply:
+        """Token ids of a prompt or of messages."""
+        try:
+            fields = TokenizeRequest.model_validate(_parse(raw))
+            self._check_model(fields.model)
+            if fields.prompt is not None:
+                tokens = await self._tokenizer.encode_text(fields.prompt, special_tokens=fields.add_special_tokens)
+            else:
+                tokens = await self._chat_tokens(fields, [tool.model_dump(exclude_none=True) for tool in fields.tools or ()])
+        except Exception as error:
+            return JsonReply.of_error(api_error(error))
+        return json_object({"count": len(tokens), "max_model_len": self._card.max_context, "tokens": list(tokens)})
+
+    async def detokenize(self, raw: bytes) -> JsonReply:
+        """Text of token ids, special tokens left out."""
+        try:
+            fields = DetokenizeRequest.model_validate(_parse(raw))
+            self._check_model(fields.model)
+            self._check_tokens(fields.tokens, "tokens")
+            text = await asyncio.to_thread(self._tokenizer.decode, fields.tokens)
+        except Exception as error:
+            return JsonReply.of_error(api_error(error))
+        return json_object({"prompt": text})
+
+    async def _chat_tokens(self, fields: ChatCompletionRequest | TokenizeRequest, tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        messages = [message.for_template() for message in fields.messages or ()]
+        try:
+            return await self._tokenizer.encode_chat(messages, tools)
+        except InvalidRequestError as error:
+            raise ApiError(400, str(error), param="tools" if "tools" in str(error) else "messages", code="unsupported_messages") from error
+
+    async def _prompts(self, prompt: str | list[int] | list[str] | list[list[int]]) -> list[tuple[int, ...]]:
+        several: list[Any] = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else [prompt]
+        if len(several) > self._limits.max_choices:
+            raise ApiError(
+                400,
+                f"{len(several)} prompts in one request; at most {self._limits.max_choices} are possible (serving.max_choices)",
+                param="prompt",
+                code="invalid_value",
+            )
+        prompts = [await self._tokenizer.encode_text(one) if isinstance(one, str) else tuple(one) for one in several]
+        for tokens in prompts:
+            if not tokens:
+                raise ApiError(400, "the prompt is empty", param="prompt", code="invalid_value")
+            self._check_tokens(tokens, "prompt")
+        return prompts
+
+    def _check_tokens(self, tokens: Sequence[int], param: str) -> None:
+        if tokens and max(tokens) >= self._tokenizer.vocabulary:
+            raise ApiError(400, f"token ids must be less than {self._tokenizer.vocabulary}", param=param, code="invalid_value")
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._card.served_name:
             raise self._unknown_model(name)
 
     def _unknown_model(self, name: str) -> ApiError:

@@ -1,12 +1,14 @@
-"""OpenAI's parameters to the cluster's request."""
+"""OpenAI's parameters to the cluster's requests."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+from collections.abc import Sequence
 
 from deploy.openai_api.caller import Caller
 from deploy.openai_api.errors import ApiError
-from deploy.openai_api.requests import GenerationFields
+from deploy.openai_api.requests import AgentHints, GenerationFields
 from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.requests import GenerationRequest, SamplingParams
 from dualpath_ray.serving.model_card import ModelCard
@@ -14,26 +16,79 @@ from dualpath_ray.serving.model_card import ModelCard
 _SEED_MASK = 2**63 - 1
 
 
-def generation_request(
-    fields: GenerationFields, tokens: tuple[int, ...], *, request_id: str, caller: Caller, card: ModelCard, limits: ServingSettings
+def generation_requests(
+    fields: GenerationFields,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    request_id: str,
+    caller: Caller,
+    card: ModelCard,
+    limits: ServingSettings,
+    grammar: str = "",
+) -> list[GenerationRequest]:
+    """The requests of all choices: `n` successive ones for each of `prompts`.
+
+    Raises ApiError where a value does not fit the model or the server's limits.
+    """
+    choices = fields.n or 1
+    if choices * len(prompts) > limits.max_choices:
+        raise ApiError(
+            400,
+            f"{choices * len(prompts)} answers in one request; at most {limits.max_choices} are possible (serving.max_choices)",
+            param="n" if choices > 1 else fields.prompt_field,
+            code="invalid_value",
+        )
+    first_seed = secrets.randbits(63) if fields.seed is None else fields.seed & _SEED_MASK
+    requests = []
+    for index, tokens in enumerate(prompts):
+        for choice in range(choices):
+            number = index * choices + choice
+            requests.append(
+                _request(
+                    fields,
+                    tokens,
+                    request_id=f"{request_id}-{number}" if number else request_id,
+                    caller=caller,
+                    card=card,
+                    limits=limits,
+                    sampling=_sampling(fields, card.default_sampling, _choice_seed(first_seed, choice), grammar),
+                )
+            )
+    return requests
+
+
+def _request(
+    fields: GenerationFields,
+    tokens: tuple[int, ...],
+    *,
+    request_id: str,
+    caller: Caller,
+    card: ModelCard,
+    limits: ServingSettings,
+    sampling: SamplingParams,
 ) -> GenerationRequest:
-    """The request for a prompt of `tokens`. Raises ApiError where a value does not fit the model or the server's limits."""
     max_tokens = _max_tokens(fields, len(tokens), card, limits)
     min_tokens = fields.min_tokens or 0
     if min_tokens > max_tokens:
         raise ApiError(
             400, f"min_tokens ({min_tokens}) is greater than max_tokens ({max_tokens})", param="min_tokens", code="invalid_value"
         )
+    hints = fields.agent_hints or AgentHints()
+    timeouts = (fields.timeout, hints.deadline_s, limits.request_timeout_s)
     return GenerationRequest(
         request_id=request_id,
         tokens=tokens,
         max_new_tokens=max_tokens,
         min_new_tokens=min_tokens,
-        sampling=_sampling(fields, card.default_sampling),
+        sampling=sampling,
         stop_token_ids=() if fields.ignore_eos else card.eos_token_ids,
-        # X-Tenant holds no control characters, so that no tenant and salt read like another pair
-        tenant=f"{caller.tenant}\x1f{fields.cache_salt}" if fields.cache_salt else caller.tenant,
-        timeout=min(fields.timeout or limits.request_timeout_s, limits.request_timeout_s),
+        tenant=caller.tenant,
+        # Neither part of the pair holds the separator: a key's salt is printable
+        salt="\x1f".join(part for part in (caller.salt, fields.cache_salt) if part),
+        priority=caller.priority(hints.priority),
+        session=caller.session,
+        next_turn_s=hints.next_turn_s,
+        timeout=min(timeout for timeout in timeouts if timeout is not None),
         trace=caller.trace,
     )
 
@@ -65,11 +120,25 @@ def _max_tokens(fields: GenerationFields, prompt: int, card: ModelCard, limits: 
     return wanted
 
 
-def _sampling(fields: GenerationFields, default: SamplingParams) -> SamplingParams:
-    seed = secrets.randbits(63) if fields.seed is None else fields.seed & _SEED_MASK
+def _sampling(fields: GenerationFields, default: SamplingParams, seed: int, grammar: str) -> SamplingParams:
     return SamplingParams(
         temperature=default.temperature if fields.temperature is None else fields.temperature,
         top_p=default.top_p if fields.top_p is None else fields.top_p,
         top_k=default.top_k if fields.top_k is None else max(fields.top_k, 0),
         seed=seed,
+        min_p=fields.min_p or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        presence_penalty=fields.presence_penalty or 0.0,
+        repetition_penalty=fields.repetition_penalty or 1.0,
+        logit_bias=tuple(sorted((int(token), bias) for token, bias in (fields.logit_bias or {}).items())),
+        grammar=grammar,
+        logprobs=fields.alternatives(),
     )
+
+
+def _choice_seed(seed: int, choice: int) -> int:
+    """The first choice has the request's seed, so that it is the answer of a request for one."""
+    if not choice:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & _SEED_MASK

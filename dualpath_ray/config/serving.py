@@ -22,6 +22,7 @@ class ServingSettings(Section):
     max_queued_requests: Count = Field(default=1024, description="Requests that may wait for a replica; more get status 429.")
     default_max_tokens: Count = Field(default=512, description="Completion tokens when the request does not say (never past the context).")
     max_tokens_limit: Count | None = Field(default=None, description="Completion tokens that a request may ask for; default: the context.")
+    max_choices: Count = Field(default=16, description="Answers to one request: prompts times n. Each counts as a request.")
     max_stop_strings: Count = Field(default=16, description="Stop strings in one request.")
     max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), gt=0, description="Size of a request's body.")
 

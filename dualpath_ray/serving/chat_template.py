@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from dualpath_ray.errors import ConfigError, InvalidRequestError
 
 Message = Mapping[str, Any]
+TOOL_CALL_MARK = "<tool_call>"
 
 
 class ChatTemplate:
@@ -38,6 +39,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ConfigError(f"the model's chat template is not valid Jinja: {error}") from error
         self._special_tokens = dict(special_tokens or {})
+        # The one way of writing calls that serving/tool_calls.py reads
+        self.knows_tools = "tools" in source and TOOL_CALL_MARK in source
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from dualpath_ray.errors import CancelledError, DeadlineExceededError, TransferError
-from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationUsage, Generator
+from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationUsage, Generator, TokenLogprobs
 from dualpath_ray.serving.text_stream import TextStream
 from dualpath_ray.serving.tokenizer import Tokenizer
 
@@ -19,11 +19,15 @@ GRACE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text that became final. The last one has a finish_reason; from the first on, `usage` says what is known so far."""
+    """Text that became final. The last one has a finish_reason; from the first on, `usage` says what is known so far.
+
+    `logprobs`, if asked for, has (token id, its figures) of each new token of the answer; their text may come with a later delta.
+    """
 
     text: str
     usage: GenerationUsage
     finish_reason: FinishReason | None = None
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
 
 
 async def complete(
@@ -45,7 +49,8 @@ async def complete(
             if stream.finish_reason == "cancelled":
                 raise CancelledError(f"request {request.request_id} was cancelled by the cluster; send it again")
             usage = replace(delta.usage or usage, completion_tokens=stream.tokens)
-            yield TextDelta(text, usage, stream.finish_reason)
+            logprobs = tuple(zip(delta.tokens, delta.logprobs, strict=True))[: stream.shown] if delta.logprobs else ()
+            yield TextDelta(text, usage, stream.finish_reason, logprobs)
         if delta.finish_reason is not None:
             # It has nothing more to say, but closing it before it could return would look like a cancelled request.
             with suppress(StopAsyncIteration, TimeoutError):

@@ -22,17 +22,19 @@ class TextStream:
         self._stops = StopStrings(stop)
         self._request = request
         self.tokens = 0  # generated so far, an end-of-sequence token included
+        self.shown = 0  # tokens of the last delta whose text belongs to the answer, from its first on
         self.finish_reason: FinishReason | None = None
 
     def push(self, delta: GenerationDelta) -> str:
         """The text that became final with `delta`."""
-        text = ""
+        text, self.shown = "", 0
         ended = delta.finish_reason == "stop" and bool(set(delta.tokens[-1:]) & set(self._request.stop_token_ids))
         for index, token in enumerate(delta.tokens, start=1):
             if self._stops.found:  # the generator had run ahead of the stop string
                 break
             self.tokens += 1
             if not ended or index < len(delta.tokens):  # a tokenizer need not know the end-of-sequence token as special
+                self.shown = index
                 text += self._checked(self._detokenizer.push(token))
         if delta.finish_reason is not None and not self._stops.found:
             text += self._checked(self._detokenizer.finish()) + self._stops.finish()

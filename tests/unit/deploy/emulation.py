@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage
+from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage, TokenLogprobs
 from dualpath_ray.serving.model_card import ModelCard
 
 
@@ -67,7 +67,9 @@ class EmulatedCluster:
             decode_engine="decode-0",
         )
         reason = "stop" if ended else "length" if last else None
-        return GenerationDelta((token,), reason, usage if index == 0 or reason else None)  # type: ignore[arg-type]
+        told = request.sampling.logprobs
+        logprobs = () if told is None else (TokenLogprobs(-0.5, tuple((token + rank, -0.5 - rank) for rank in range(told))),)
+        return GenerationDelta((token,), reason, usage if index == 0 or reason else None, logprobs)  # type: ignore[arg-type]
 
     async def describe(self) -> ModelCard:
         return self.card

@@ -8,13 +8,27 @@ from typing import Any
 
 import httpx
 import pytest
+import tokenizers
 
+from deploy.openai_api.caller import Caller
+from deploy.openai_api.reply import JsonReply
+from deploy.openai_api.service import OpenAIService
+from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.errors import StoreError
+from dualpath_ray.serving.chat_template import ChatTemplate
+from dualpath_ray.serving.tokenizer import Tokenizer
 from tests.unit.deploy.emulation import EmulatedCluster
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def schema(value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": value}}
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -58,12 +72,30 @@ async def test_bodies_that_are_no_json_object(http: httpx.AsyncClient, body: byt
         (CHAT, chat(stop=["a"] * 17), 400, "stop", "invalid_value"),
         (CHAT, chat(timeout=0), 400, "timeout", "invalid_value"),
         (CHAT, chat(stream_options={"include_usage": True}), 400, "stream_options", "invalid_value"),
-        (CHAT, chat(n=2), 400, "n", "unsupported_parameter"),
-        (CHAT, chat(logprobs=True), 400, "logprobs", "unsupported_parameter"),
-        (TEXT, text(logprobs=0), 400, "logprobs", "unsupported_parameter"),
-        (CHAT, chat(tools=[{"type": "function"}]), 400, "tools", "unsupported_parameter"),
-        (CHAT, chat(response_format={"type": "json_object"}), 400, "response_format", "unsupported_parameter"),
-        (CHAT, chat(frequency_penalty=0.5), 400, "frequency_penalty", "unsupported_parameter"),
+        (CHAT, chat(n=0), 400, "n", "invalid_value"),
+        (CHAT, chat(n=17), 400, "n", "invalid_value"),
+        (CHAT, chat(logprobs=3), 400, "logprobs", "invalid_value"),
+        (CHAT, chat(top_logprobs=2), 400, None, "invalid_value"),
+        (CHAT, chat(logprobs=True, top_logprobs=21), 400, "top_logprobs", "invalid_value"),
+        (TEXT, text(logprobs=-1), 400, "logprobs", "invalid_value"),
+        (CHAT, chat(tools=[{"type": "function"}]), 400, "tools", "missing_required_parameter"),
+        (CHAT, chat(tool_choice="required"), 400, None, "invalid_value"),
+        (CHAT, chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "g"}}), 400, None, "invalid_value"),
+        (CHAT, chat(tools=[TOOL, TOOL]), 400, None, "invalid_value"),
+        (CHAT, chat(tools=[TOOL], response_format={"type": "json_object"}), 400, None, "invalid_value"),
+        (CHAT, chat(response_format={"type": "json_schema"}), 400, "response_format", "invalid_value"),
+        (CHAT, chat(response_format=schema({"type": "objekt"})), 422, "response_format", "invalid_schema"),
+        (CHAT, chat(response_format=schema({"type": "object"}), min_tokens=3), 400, "min_tokens", "invalid_value"),
+        (CHAT, chat(structured_outputs={"regex": "(a"}), 422, "structured_outputs", "invalid_schema"),
+        (CHAT, chat(structured_outputs={"regex": "a", "choice": ["b"]}), 400, "structured_outputs", "invalid_value"),
+        (CHAT, chat(frequency_penalty=2.5), 400, "frequency_penalty", "invalid_value"),
+        (CHAT, chat(presence_penalty=-3), 400, "presence_penalty", "invalid_value"),
+        (CHAT, chat(repetition_penalty=0), 400, "repetition_penalty", "invalid_value"),
+        (CHAT, chat(logit_bias={"a": 1}), 400, "logit_bias", "invalid_value"),
+        (CHAT, chat(logit_bias={"5": 101}), 400, "logit_bias", "invalid_value"),
+        (CHAT, chat(agent_hints={"priority": 101}), 400, "agent_hints", "invalid_value"),
+        (CHAT, chat(agent_hints={"urgency": 1}), 400, "agent_hints", "invalid_value"),
+        (CHAT, chat(functions=[{"name": "f"}]), 400, "functions", "unsupported_parameter"),
         (TEXT, text(echo=True), 400, "echo", "unsupported_parameter"),
         (CHAT, chat(max_tokens=200), 400, "messages", "context_length_exceeded"),
         (TEXT, text(prompt=[5] * 200), 400, "prompt", "context_length_exceeded"),
@@ -73,11 +105,12 @@ async def test_bodies_that_are_no_json_object(http: httpx.AsyncClient, body: byt
         (TEXT, text(prompt=[512]), 400, "prompt", "invalid_value"),
         (TEXT, text(prompt=[-1]), 400, "prompt", "invalid_value"),
         (TEXT, text(prompt=[1, "a"]), 400, "prompt", "invalid_value"),
-        (TEXT, text(prompt=["a", "b"]), 400, "prompt", None),
+        (TEXT, text(prompt=["a"] * 17), 400, "prompt", "invalid_value"),
+        (TEXT, text(prompt=["a"] * 9, n=2), 400, "n", "invalid_value"),
     ],
 )
 async def test_wrong_parameters(
-    http: httpx.AsyncClient, cluster: EmulatedCluster, path: str, body: dict[str, Any], status: int, param: str, code: str | None
+    http: httpx.AsyncClient, cluster: EmulatedCluster, path: str, body: dict[str, Any], status: int, param: str | None, code: str | None
 ) -> None:
     reply = await http.post(path, json=body)
     error = reply.json()["error"]
@@ -87,6 +120,14 @@ async def test_wrong_parameters(
     assert reply.headers["content-type"] == "application/json"
     assert not cluster.requests
     assert (await http.post(CHAT, json=GOOD)).status_code == 200
+
+
+async def test_tools_need_a_template_that_knows_them(cluster: EmulatedCluster, tokenizer: Tokenizer, limits: ServingSettings) -> None:
+    plain = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer._core.to_str()), ChatTemplate("{{ messages[0].content }}"))
+    service = OpenAIService(cluster, plain, cluster.card, limits)
+    reply = await service.generate(CHAT, chat(tools=[TOOL]), Caller("x"))
+    assert isinstance(reply, JsonReply)
+    assert (reply.status, json.loads(reply.body)["error"]["param"]) == (400, "tools")
 
 
 async def test_what_asks_for_nothing_and_what_is_unknown_is_ignored(http: httpx.AsyncClient, cluster: EmulatedCluster) -> None:

@@ -109,7 +109,8 @@ async def test_parameters_reach_the_cluster(client: openai.AsyncOpenAI, cluster:
     request = cluster.requests[0]
     assert request.sampling == SamplingParams(0.5, 0.25, 3, 11)
     assert (request.max_new_tokens, request.min_new_tokens, request.stop_token_ids) == (7, 2, ())
-    assert (request.tenant, request.timeout, request.trace) == ("acme\x1fs", 5, {"traceparent": "00-1-2-01"})
+    assert (request.tenant, request.timeout, request.trace) == ("acme", 5, {"traceparent": "00-1-2-01"})
+    assert (request.salt, request.block_salt) == ("s", "acme\x1fs")
     assert request.request_id.startswith("chatcmpl-abc-")
 
 
