@@ -1,6 +1,6 @@
 """Function calls in generated text, written as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-This is how the chat templates of Hermes, Qwen 2.5, Qwen 3, SmolLM 3 and many others teach their models to call (`ChatTemplate.knows_tools`).
+This is how the chat templates of Hermes, Qwen 2.5, Qwen 3, SmolLM 3 and others teach models to call (`ChatTemplate.knows_tools`).
 """
 
 from __future__ import annotations
