@@ -23,7 +23,8 @@ from dualpath_ray.kv.keys import block_keys, root_key
 from dualpath_ray.messages import DecodeTask, Route
 from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationUsage
 from dualpath_ray.serving.model_card import ModelCard
-from dualpath_ray.telemetry import exposition, tracing
+from dualpath_ray.telemetry import tracing
+from dualpath_ray.telemetry.exposition import Exposition, merge
 from dualpath_ray.telemetry.metrics import Metrics
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
@@ -78,8 +79,8 @@ class ClusterClient:
         states = await asyncio.gather(*(self._calls.call(actor, "inspect") for actor in names.values()))
         return dict(zip(names, states, strict=True))
 
-    async def metrics(self) -> str:
-        """All processes' metrics as one exposition; processes that do not answer are left out."""
+    async def metrics(self, accept: str = "") -> Exposition:
+        """All processes' metrics as one exposition; processes that do not answer are left out. `accept`: see `exposition.merge`."""
         processes = (await self.status())["processes"]
         sources = [("scheduler", "0", SCHEDULER), *((p["role"], name, p["actor"]) for name, p in processes.items())]
         calls = (self._calls.call(actor, "metrics", timeout_s=METRICS_TIMEOUT_S) for _, _, actor in sources)
@@ -89,7 +90,7 @@ class ClusterClient:
             for (service, instance, _), text in zip(sources, texts, strict=True)
             if isinstance(text, str)
         ]
-        return exposition.merge([({"service": "client", "instance": str(os.getpid())}, self._metrics.render()), *parts])
+        return merge([({"service": "client", "instance": str(os.getpid())}, self._metrics.render()), *parts], accept)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""
@@ -119,7 +120,7 @@ class ClusterClient:
                                 yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
                                 if delta.finish_reason is not None:
                                     outcome = delta.finish_reason
-                                    self._count(request, delta.usage, emitted, started, first_at)
+                                    self._count(request, delta.usage, emitted, started, first_at, span.trace_id())
                                     return
                         raise DualPathError(f"the stream of request {request.request_id} ended early")
                     except DualPathError as error:
@@ -167,13 +168,14 @@ class ClusterClient:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
 
     def _count(
-        self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float
+        self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float, trace: str
     ) -> None:
         metrics = self._metrics
-        now = time.monotonic()
-        metrics.ttft.observe(first_at - started)
+        now, ttft = time.monotonic(), first_at - started
+        exemplar = {"trace_id": trace} if trace else None
+        metrics.ttft.observe(ttft, exemplar)
         if len(emitted) > 1:
-            metrics.tpot.observe((now - first_at) / (len(emitted) - 1))
+            metrics.tpot.observe((now - first_at) / (len(emitted) - 1), exemplar)
         metrics.tokens.labels(kind="prompt").inc(len(request.tokens))
         metrics.tokens.labels(kind="generated").inc(len(emitted))
         if usage is not None:
@@ -183,6 +185,11 @@ class ClusterClient:
             metrics.prefill.observe(usage.prefill_s)
             for side, nbytes in usage.read_bytes.items():
                 metrics.read_bytes.labels(side=side).inc(nbytes)
+            for side, seconds in usage.read_wait_s.items():
+                metrics.read_wait.labels(side=side).observe(seconds)
+            parts = {**usage.first_token_s, "handshake": max(0.0, ttft - sum(usage.first_token_s.values()))}
+            for part, seconds in parts.items():
+                metrics.ttft_part.labels(part=part).observe(seconds, exemplar)
 
     async def aclose(self) -> None:
         """Nothing to give back: handles are Ray's."""

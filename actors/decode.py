@@ -68,6 +68,17 @@ class DecodeActor(ClusterProcess):
             hbm_capacity_tokens=service.pool_tokens,
         )
 
+    def _figures(self) -> dict[str, float]:
+        service = self._service
+        return {
+            "requests": service.stats.requests,
+            "busy_s": service.loop_stats.step_s,
+            "queue_s": service.stats.queue_s,
+            "generated_tokens": service.stats.generated_tokens,
+            "full_block_bytes": service.endpoint.stats.pushed_bytes["pool->staging"],
+            "push_busy_s": service.endpoint.busy_seconds(),
+        }
+
     async def generate(self, task: DecodeTask) -> AsyncIterator[GenerationDelta]:
         attempt = attempt_name(task.request.request_id, task.route.epoch)
         self._active.add(attempt)
@@ -114,8 +125,7 @@ class DecodeActor(ClusterProcess):
         metrics.pool_blocks.labels(state="free").set(free)
         metrics.pool_blocks.labels(state="used").set(service.pool_tokens // block_tokens - free)
         metrics.batch_size.set(service.unfinished_requests)
-        endpoint = service.endpoint.stats
-        metrics.advance(metrics.pushed_bytes, endpoint.pushed_bytes["pool->staging"], kind="full_blocks")
-        metrics.advance(metrics.push_failures, endpoint.failed_pushes)
-        metrics.advance(metrics.refused_pushes, endpoint.refused_pushes)
+        metrics.advance(metrics.engine_busy, service.loop_stats.step_s)
+        metrics.advance(metrics.engine_queue, service.stats.queue_s)
+        self._count_pushes(service.endpoint, full_blocks="pool->staging")
         return metrics.render()

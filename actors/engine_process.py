@@ -19,7 +19,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.models.shape import read_shape
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
-from dualpath_ray.transfer.endpoint import EndpointSettings
+from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
 from dualpath_ray.transfer.memory import PeerInfo
 from policies.vocabulary import EngineLoad, NodeLoad, Role
 
@@ -73,6 +73,19 @@ class ClusterProcess:
     def _load(self) -> EngineLoad | NodeLoad:
         raise NotImplementedError
 
+    def _figures(self) -> dict[str, float]:
+        """What goes with every load report: counters since start, and levels that no policy needs."""
+        raise NotImplementedError
+
+    def _count_pushes(self, endpoint: Endpoint, **kinds: str) -> None:
+        """Bring the metrics of the process's end of the network up to date; `kinds` maps a metric's `kind` to a pair of regions."""
+        metrics, stats = self._metrics, endpoint.stats
+        for kind, regions in kinds.items():
+            metrics.advance(metrics.pushed_bytes, stats.pushed_bytes[regions], kind=kind)
+        metrics.advance(metrics.push_failures, stats.failed_pushes)
+        metrics.advance(metrics.refused_pushes, stats.refused_pushes)
+        metrics.advance(metrics.cnic_busy, endpoint.busy_seconds())
+
     def _reporter(
         self,
         info: PeerInfo,
@@ -82,7 +95,8 @@ class ClusterProcess:
         """A reporter for the service that `info` addresses; start it when the service can serve."""
         identity = self._identity
         registration = Registration(identity.engine_id, identity.node_id, self.role, identity.actor_name, info, self._facts, os.getpid())
-        return Reporter(self._calls, registration, self._load, self._settings.scheduling.report_interval_s, active, scan)
+        interval_s = self._settings.scheduling.report_interval_s
+        return Reporter(self._calls, registration, self._load, interval_s, active, scan, self._figures)
 
 
 def facts_of(settings: Settings, identity: Identity) -> ModelFacts:

@@ -67,6 +67,21 @@ class StorageGatewayActor(ClusterProcess):
             reported_at=0.0,
         )
 
+    def _figures(self) -> dict[str, float]:
+        gateway = self._running
+        pushed = gateway.endpoint.stats.pushed_bytes
+        return {
+            "read_bytes": gateway.stats.read_bytes,
+            "read_busy_s": gateway.busy_seconds(),
+            "persisted_bytes": gateway.stats.persisted_bytes,
+            "hit_layer_bytes": pushed["staging->window"],
+            "full_block_bytes": pushed["staging->staging"],
+            "pool_bytes": pushed["staging->pool"],
+            "push_busy_s": gateway.endpoint.busy_seconds(),
+            "corrupt_blocks": gateway.stats.corrupt_blocks,
+            "oldest_lease_s": gateway.oldest_lease_s(),
+        }
+
     async def lease(self, request: LeaseRequest) -> LeaseGrant:
         return await self._running.lease(request)
 
@@ -112,10 +127,12 @@ class StorageGatewayActor(ClusterProcess):
             metrics.advance(metrics.store_seconds, store.get(f"{direction}_seconds", 0.0), direction=direction)
         metrics.advance(metrics.corrupt_blocks, gateway.stats.corrupt_blocks)
         metrics.advance(metrics.foreign_files, store.get("foreign_files", 0.0))
-        for kind, region in (("hit_layers", "window"), ("full_blocks", "staging"), ("pool", "pool")):
-            metrics.advance(metrics.pushed_bytes, gateway.endpoint.stats.pushed_bytes[f"staging->{region}"], kind=kind)
-        metrics.advance(metrics.push_failures, gateway.endpoint.stats.failed_pushes)
-        metrics.advance(metrics.refused_pushes, gateway.endpoint.stats.refused_pushes)
+        metrics.leases.set(len(gateway.staging.leases))
+        metrics.oldest_lease.set(gateway.oldest_lease_s())
+        metrics.advance(metrics.snic_busy, gateway.busy_seconds())
+        metrics.advance(metrics.persisted_blocks, gateway.stats.persisted_blocks)
+        metrics.advance(metrics.persist_failures, gateway.stats.persist_failures + gateway.stats.persist_skipped)
+        self._count_pushes(gateway.endpoint, hit_layers="staging->window", full_blocks="staging->staging", pool="staging->pool")
         return metrics.render()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.transfer.memory import PeerInfo
@@ -61,6 +62,7 @@ class Report:
     added: BlockPairs = ()
     removed: tuple[bytes, ...] = ()
     read: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)  # counters since the process started, and levels; for status and scaling
     index_complete: bool = False  # the last part of what `send_index` asked for
 
 

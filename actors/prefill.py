@@ -71,6 +71,18 @@ class PrefillActor(ClusterProcess):
             reported_at=0.0,
         )
 
+    def _figures(self) -> dict[str, float]:
+        stats, endpoint = self._service.stats, self._service.endpoint
+        return {
+            "requests": stats.requests,
+            "busy_s": stats.compute_s,
+            "queue_s": stats.queue_s,
+            "computed_tokens": stats.computed_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "new_layer_bytes": endpoint.stats.pushed_bytes["window->staging"],
+            "push_busy_s": endpoint.busy_seconds(),
+        }
+
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
         self._reports.changed()
         try:
@@ -106,9 +118,8 @@ class PrefillActor(ClusterProcess):
 
     async def metrics(self) -> str:
         metrics, service = self._metrics, self._service
-        endpoint = service.endpoint.stats
         metrics.window_peak_bytes.set(service.stats.peak_window_bytes)
-        metrics.advance(metrics.pushed_bytes, endpoint.pushed_bytes["window->staging"], kind="new_layers")
-        metrics.advance(metrics.push_failures, endpoint.failed_pushes)
-        metrics.advance(metrics.refused_pushes, endpoint.refused_pushes)
+        metrics.advance(metrics.engine_busy, service.stats.compute_s)
+        metrics.advance(metrics.engine_queue, service.stats.queue_s)
+        self._count_pushes(service.endpoint, new_layers="window->staging")
         return metrics.render()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from actors.calls import SCHEDULER, ActorCalls
 from actors.messages import BlockPairs, Registration, Report, Welcome
@@ -30,9 +30,10 @@ class Reporter:
         interval_s: float,
         active: Callable[[], frozenset[str]] = frozenset,
         scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
+        figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
-        self._active, self._scan = active, scan
+        self._active, self._scan, self._figures = active, scan, figures
         self._wake = asyncio.Event()
         self._read: list[str] = []
         self._prefilled: list[str] = []
@@ -140,6 +141,7 @@ class Reporter:
             finished=finished,
             added=added,
             removed=removed,
+            figures=self._figures(),
             index_complete=index_complete,
         )
 

@@ -11,10 +11,13 @@ import logging
 import os
 import time
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from actors.calls import ActorCalls
+from actors.events import EventLog
 from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, DualPathError, InvalidRequestError, OverloadedError
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 RECHECK_S = 1.0
+REQUESTS_SHOWN = 100
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
 
 
@@ -37,21 +41,27 @@ UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard
 class _Process:
     registration: Registration
     reported_at: float
+    report: Report | None = None  # the last one
     next_check: float = 0.0  # when to look again after a missing report was looked into
 
 
 @dataclass(slots=True)
 class _Waiting:
     submission: Submission
+    stored_blocks: int  # that the prompt begins with
     since: float
     route: asyncio.Future[Route]
 
 
 @dataclass(slots=True)
 class _Assigned:
+    prefill_engine: str
     decode_engine: str
     since: float
+    prompt_tokens: int
+    hit_tokens: int
     confirmed: bool = False
+    prefilled: bool = False
 
 
 def attempt_name(request_id: str, epoch: int) -> str:
@@ -77,6 +87,7 @@ class SchedulerActor:
         self._waiting: dict[str, _Waiting] = {}
         self._assigned: dict[str, _Assigned] = {}
         self._metrics = Metrics()
+        self._events = EventLog()
         self._restarts = 0
         self._ticker: asyncio.Task[None] | None = None
 
@@ -101,6 +112,8 @@ class SchedulerActor:
         if known is not None and known.registration.peer.agent != registration.peer.agent:
             self._bury(known.registration)
         self._processes[registration.engine_id] = _Process(registration, time.monotonic())
+        if known is None or known.registration.peer.agent != registration.peer.agent:
+            self._events.note("joined", registration.engine_id, f"{registration.role or 'gateway'} of node {registration.node_id}")
         log.info("%s registered as %s", registration.engine_id, registration.peer.agent)
         agent = registration.peer.agent
         send_index = registration.role is None and not self._index_complete and self._index_sender in ("", agent)
@@ -113,7 +126,12 @@ class SchedulerActor:
         self._restarts += 1
         role = dead.role or "gateway"
         self._metrics.restarts.labels(role=role).inc()
+        self._events.note("died", dead.engine_id, "its process ended; another one has taken its place")
         log.warning("%s (%s) has died", dead.engine_id, dead.peer.agent)
+        self._forget_process(dead)
+
+    def _forget_process(self, dead: Registration) -> None:
+        """Nothing of an incarnation is left: what it served needs a new plan, and nobody needs to wait for it."""
         lost = self._core.remove_node(dead.node_id) if dead.role is None else self._core.remove_engine(dead.engine_id)
         for attempt in lost:
             self._assigned.pop(attempt, None)
@@ -129,7 +147,9 @@ class SchedulerActor:
         if process is None or process.registration.peer.agent != report.agent:
             return ""
         now = time.monotonic()
-        process.reported_at, process.next_check = now, 0.0
+        process.reported_at, process.next_check, process.report = now, 0.0, report
+        if report.removed:
+            self._events.note("corrupt", report.engine_id, f"{len(report.removed)} blocks failed their checksum and are not used any more")
         self._index.add(report.added)
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
@@ -137,6 +157,8 @@ class SchedulerActor:
             self._core.reads_done(attempt, process.registration.node_id)
         for attempt in report.prefilled:
             self._core.prefill_done(attempt)
+            if attempt in self._assigned:
+                self._assigned[attempt].prefilled = True
         for attempt in report.finished:
             self._core.finish(attempt)
             self._assigned.pop(attempt, None)
@@ -149,6 +171,34 @@ class SchedulerActor:
             self._core.update_node(replace(report.load, reported_at=now))
         self._decide()
         return self._name
+
+    # ---- nodes that leave or change their role
+
+    async def drain(self, node_id: str) -> None:
+        """Give a node nothing new. What it serves goes on; `node_requests` says when that has ended."""
+        self._core.drain_node(node_id)
+        self._events.note("draining", node_id, "gets no new requests")
+
+    async def resume(self, node_id: str) -> None:
+        """End `drain`."""
+        self._core.resume_node(node_id)
+        self._events.note("resumed", node_id, "gets requests again")
+
+    async def node_requests(self, node_id: str) -> int:
+        """Requests that a node serves or takes part in."""
+        return self._core.node_requests(node_id)
+
+    async def retire(self, engine_ids: Sequence[str]) -> None:
+        """Forget processes that have been ended on purpose. Unknown ones are ignored."""
+        for engine_id in engine_ids:
+            process = self._processes.pop(engine_id, None)
+            if process is not None:
+                self._events.note("left", engine_id, f"{process.registration.role or 'gateway'} of node {process.registration.node_id}")
+                self._forget_process(process.registration)
+
+    async def note(self, who: str, text: str) -> None:
+        """Keep a sentence about scaling for the status."""
+        self._events.note("scaling", who, text)
 
     # ---- requests
 
@@ -168,7 +218,8 @@ class SchedulerActor:
         if submission.epoch:
             self._forget(attempt_name(submission.request_id, submission.epoch - 1))
         size = facts.geometry.block_tokens
-        hit_blocks = min(self._index.longest_match(submission.keys), (submission.prompt_tokens - 1) // size)
+        stored_blocks = self._index.longest_match(submission.keys)
+        hit_blocks = min(stored_blocks, (submission.prompt_tokens - 1) // size)
         name = attempt_name(submission.request_id, submission.epoch)
         now = time.monotonic()
         demand = RequestDemand(
@@ -193,7 +244,7 @@ class SchedulerActor:
             raise InvalidRequestError(str(error)) from None
         except PolicyError as error:
             raise InvalidRequestError(f"request id {submission.request_id!r} is in use: {error}") from None
-        waiting = _Waiting(submission, now, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(submission, stored_blocks, now, asyncio.get_running_loop().create_future())
         self._waiting[name] = waiting
         self._decide()
         if not waiting.route.done():
@@ -236,8 +287,22 @@ class SchedulerActor:
                 continue
             self._metrics.decisions.labels(outcome="assigned").inc()
             now = time.monotonic()
-            self._assigned[assignment.request_id] = _Assigned(assignment.decode_engine, now)
+            self._note_assigned(assignment, waiting, now)
             waiting.route.set_result(self._route(assignment, waiting, now))
+
+    def _note_assigned(self, assignment: Assignment, waiting: _Waiting, now: float) -> None:
+        assert self._facts is not None  # or nothing would have been submitted
+        size = self._facts.geometry.block_tokens
+        self._assigned[assignment.request_id] = _Assigned(
+            assignment.prefill_engine, assignment.decode_engine, now, waiting.submission.prompt_tokens, assignment.read_plan.blocks * size
+        )
+        sides = {assignment.prefill_node: "prefill_node", assignment.decode_node: "decode_node"}
+        for segment in assignment.read_plan.segments:
+            side = sides.get(segment.node_id, "other_nodes")
+            self._metrics.hit_tokens.labels(source=segment.source, side=side).inc(segment.blocks * size)
+        loaded = assignment.read_plan.blocks
+        self._metrics.hit_blocks.labels(decision="load").inc(loaded)
+        self._metrics.hit_blocks.labels(decision="recompute").inc(waiting.stored_blocks - loaded)
 
     def _route(self, assignment: Assignment, waiting: _Waiting, now: float) -> Route:
         reads = tuple(ReadPart(segment.node_id, segment.first_block, segment.blocks) for segment in assignment.read_plan.segments)
@@ -274,6 +339,7 @@ class SchedulerActor:
     def _drop_unconfirmed(self) -> None:
         oldest = time.monotonic() - UNCONFIRMED_S
         for name in [name for name, entry in self._assigned.items() if not entry.confirmed and entry.since < oldest]:
+            self._events.note("lost", name, "its client went away between assignment and start")
             log.warning("request %s was assigned, but its decode engine never heard of it", name)
             self._forget(name)
 
@@ -304,6 +370,7 @@ class SchedulerActor:
                 replaced = self._calls.process_id(name) != process.registration.pid
                 if replaced and silent < cluster.health_timeout_s + cluster.start_timeout_s:
                     continue
+                self._events.note("hung", process.registration.engine_id, f"no report for {silent:.0f} s: its process is ended")
                 log.error("%s has not reported for %.1f s: restarting it", process.registration.engine_id, silent)
                 process.next_check = now + cluster.start_timeout_s
                 self._calls.kill(name)
@@ -313,26 +380,63 @@ class SchedulerActor:
     # ---- figures
 
     async def status(self) -> dict[str, Any]:
-        """A JSON-like picture of the cluster, for `dualpath top`, tests and /health."""
+        """A JSON-like picture of the cluster, for `dualpath top`, the status page, scaling, tests and /health."""
         now = time.monotonic()
         return {
+            "time": time.time(),
             "scheduler": self._name,
+            "model": self._facts.served_name if self._facts else "",
             "queued": self._core.queued,
             "running": self._core.running,
+            "blocked_on": self._core.blocked_on,
+            "longest_wait_s": max((now - entry.since for entry in self._waiting.values()), default=0.0),
             "index_blocks": len(self._index),
             "restarts": self._restarts,
-            "processes": {
-                name: {
-                    "role": process.registration.role or "gateway",
-                    "node": process.registration.node_id,
-                    "agent": process.registration.peer.agent,
-                    "actor": process.registration.actor_name,
-                    "pid": process.registration.pid,
-                    "report_age_s": now - process.reported_at,
-                }
-                for name, process in self._processes.items()
-            },
+            "processes": {name: self._process_status(process, now) for name, process in self._processes.items()},
+            "requests": self._request_status(now),
+            "events": self._events.documents(),
         }
+
+    def _process_status(self, process: _Process, now: float) -> dict[str, Any]:
+        registration, report = process.registration, process.report
+        return {
+            "role": registration.role or "gateway",
+            "node": registration.node_id,
+            "draining": self._core.is_draining(registration.node_id),
+            "agent": registration.peer.agent,
+            "actor": registration.actor_name,
+            "pid": registration.pid,
+            "report_age_s": now - process.reported_at,
+            "load": asdict(report.load) if report else {},
+            "figures": dict(report.figures) if report else {},
+        }
+
+    def _request_status(self, now: float) -> list[dict[str, Any]]:
+        """The oldest unfinished requests."""
+        size = self._facts.geometry.block_tokens if self._facts else 1
+        queued = [
+            {
+                "id": name,
+                "phase": "queued",
+                "age_s": now - entry.since,
+                "prompt_tokens": entry.submission.prompt_tokens,
+                "hit_tokens": entry.stored_blocks * size,
+            }
+            for name, entry in islice(self._waiting.items(), REQUESTS_SHOWN)
+        ]
+        assigned = [
+            {
+                "id": name,
+                "phase": "decode" if entry.prefilled else "prefill",
+                "age_s": now - entry.since,
+                "prompt_tokens": entry.prompt_tokens,
+                "hit_tokens": entry.hit_tokens,
+                "prefill_engine": entry.prefill_engine,
+                "decode_engine": entry.decode_engine,
+            }
+            for name, entry in islice(self._assigned.items(), REQUESTS_SHOWN)
+        ]
+        return (assigned + queued)[:REQUESTS_SHOWN]
 
     async def metrics(self) -> str:
         self._metrics.queued_requests.set(self._core.queued)

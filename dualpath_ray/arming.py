@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import numpy as np
 
@@ -52,12 +53,14 @@ class Arming:
             trace=request.trace,
             epoch=route.epoch,
         )
+        asked_at = time.monotonic()
         with tracing.span("decode.arm", request.trace, engine=flow.task.route.decode_engine, blocks=local.blocks):
             grant = flow.lease = await self._lease(route.decode_node, local)
             _check_incarnation(grant, gateway_peer)
             # The decode node's slots always come first, so that no request waits for them while it holds slots of another node.
             for node_id in sorted(readers):
                 await self._lease_remote(flow, grant, node_id)
+        flow.allocate_s = time.monotonic() - asked_at
         sources = tuple(
             HitSource(route.peers[part.node_id].agent, lease, positions, part.first_block)
             for part, lease, positions in self._placed(flow, grant)

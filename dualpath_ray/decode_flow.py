@@ -31,6 +31,8 @@ class Flow:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     read_bytes: dict[str, int] = field(default_factory=dict)
     read_s: float = 0.0
+    read_wait_s: dict[str, float] = field(default_factory=dict)
+    allocate_s: float = 0.0
     prefill: PrefillOutcome | None = None
     delivery: asyncio.Future[LoadOutcome] | None = None
     keys: list[bytes] = field(default_factory=list)  # root, then the keys of the complete blocks so far

@@ -61,6 +61,7 @@ class DecodeStats:
     """Counters since start."""
 
     requests: int = 0
+    queue_s: float = 0.0  # of prefilled requests, for pool blocks
     generated_tokens: int = 0
     failed_requests: int = 0
     cancelled_requests: int = 0
@@ -199,7 +200,9 @@ class DecodeService:
         if reason is None:
             with tracing.span("decode.allocate", request.trace, engine=self.engine_id):
                 wanted = self.geometry.blocks_for(tokens + flow.rule.max_new_tokens - 1)
+                asked_at = time.monotonic()
                 flow.pool_blocks = await self._pool_queue.allocate(wanted, flow.time_left())
+                self.stats.queue_s += time.monotonic() - asked_at
             into_pool = flow.pool_blocks[: self.geometry.blocks_for(tokens)]
         keys, root = flow.task.keys, flow.task.root
         persist = tuple(
@@ -241,6 +244,8 @@ class DecodeService:
         side = "decode_node" if node_id == route.decode_node else "prefill_node" if node_id == route.prefill_node else "other_nodes"
         flow.read_bytes[side] = flow.read_bytes.get(side, 0) + outcome.read_bytes
         flow.read_s = max(flow.read_s, outcome.read_s)
+        if outcome.read_bytes:
+            flow.read_wait_s[side] = max(flow.read_wait_s.get(side, 0.0), outcome.first_s)
 
     async def _stream(self, flow: Flow) -> AsyncIterator[GenerationDelta]:
         """Hand on tokens as they come, several at once when they came faster than they were taken."""
@@ -280,6 +285,8 @@ class DecodeService:
             queue_s=route.queued_s + (flow.prefill.queued_s if flow.prefill else 0.0),
             read_s=flow.read_s,
             prefill_s=flow.prefill.computed_s if flow.prefill else 0.0,
+            read_wait_s=dict(flow.read_wait_s),
+            first_token_s=_first_token_s(flow),
         )
 
     # ---- from the engine's thread
@@ -389,3 +396,16 @@ class DecodeService:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             log.debug("decode engine %s: the loop is closed", self.engine_id)
+
+
+def _first_token_s(flow: Flow) -> dict[str, float]:
+    """Where the time until the first token went, as far as engines and gateways know. Messages between them are in none of these."""
+    prefill = flow.prefill
+    if prefill is None:
+        return {}
+    return {
+        "queue": flow.task.route.queued_s + prefill.queued_s - prefill.awaited_s,
+        "allocate": flow.allocate_s,
+        "wire": prefill.awaited_s + prefill.waited_s,
+        "compute": prefill.computed_s - prefill.waited_s,
+    }

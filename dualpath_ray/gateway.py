@@ -76,6 +76,7 @@ class _Work:
     quiet: asyncio.Event
     task: asyncio.Task[None] | None = None
     reading: bool = False  # its storage reads are under way
+    first_layers_at: float = 0.0
 
 
 class Gateway:
@@ -243,7 +244,7 @@ class Gateway:
             self.stats.read_s += read_s
             forward_error = None
             if not work.loaded.done():
-                work.loaded.set_result(LoadOutcome(nbytes, read_s))
+                work.loaded.set_result(LoadOutcome(nbytes, read_s, work.first_layers_at - start))
         except DualPathError as error:
             if isinstance(error, BlockError):
                 self.stats.corrupt_blocks += 1
@@ -292,6 +293,7 @@ class Gateway:
         try:
             for read, (first, stop) in zip(reads, ranges, strict=True):
                 await asyncio.wrap_future(read)
+                work.first_layers_at = work.first_layers_at or time.monotonic()
                 self.source.layers_loaded(lease.lease_id, stop)
                 if request.forward is not None:
                     forwards.append(self._forward(lease, request, request.forward, first, stop))
@@ -388,6 +390,10 @@ class Gateway:
     def busy_seconds(self) -> float:
         """Time since start during which something was being read: bytes read over it is the storage NIC's measured bandwidth."""
         return self._busy_s + (time.monotonic() - self._busy_since if self.read_queue_bytes else 0.0)
+
+    def oldest_lease_s(self) -> float:
+        """Age of the lease that holds its slots for the longest time; 0 without any."""
+        return max((time.monotonic() - lease.granted_at for lease in self.staging.leases), default=0.0)
 
     @property
     def idle(self) -> bool:

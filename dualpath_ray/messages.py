@@ -92,10 +92,11 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True)
 class LoadOutcome:
-    """What a lease's loads cost: bytes read from storage, seconds from their start to their end."""
+    """What a lease's loads cost: bytes read from storage, seconds from the grant to their end and to the first layers in memory."""
 
     read_bytes: int = 0
     read_s: float = 0.0
+    first_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class PrefillOutcome:
     queued_s: float
     computed_s: float
     waited_s: float  # part of computed_s spent waiting for layers
+    awaited_s: float = 0.0  # part of queued_s spent waiting for the first layers of the hits
     peak_window_bytes: int = 0
 
 

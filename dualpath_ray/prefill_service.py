@@ -65,6 +65,7 @@ class _Job:
     computed: int = 0  # tokens after the hits whose KV is on the decode node already
     attempts: int = 0
     started: float = 0.0
+    ready_at: float = 0.0  # the first layers of its hits can be had
     cancelled: bool = False
     waited_s: float = 0.0
     rules: LogitRules | None = None  # of the first token, unless its sampling is plain
@@ -95,6 +96,7 @@ class PrefillStats:
 
     batches: int = 0
     requests: int = 0
+    queue_s: float = 0.0  # of requests that could have been computed, until they were
     computed_tokens: int = 0
     cached_tokens: int = 0
     compute_s: float = 0.0
@@ -268,6 +270,7 @@ class PrefillService:
 
     def _watch(self, job: _Job) -> None:
         def notice(_: Future[None]) -> None:
+            job.ready_at = job.ready_at or time.monotonic()
             self._threadsafe(self._changed.set)
 
         job.feed.ready.add_done_callback(notice)
@@ -377,7 +380,10 @@ class PrefillService:
             self._finish_writes(job, None)
             self._jobs.remove(job)
             self.stats.requests += 1
-            outcome = PrefillOutcome(first, job.started - job.arrived, now - job.started, job.waited_s, self.stats.peak_window_bytes)
+            queued_s = job.started - job.arrived
+            awaited_s = min(queued_s, job.ready_at - job.arrived)
+            self.stats.queue_s += queued_s - awaited_s
+            outcome = PrefillOutcome(first, queued_s, now - job.started, job.waited_s, awaited_s, self.stats.peak_window_bytes)
             job.outcome.set_result(outcome)
 
     def _reopen(self, job: _Job) -> None:

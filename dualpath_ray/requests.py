@@ -95,6 +95,8 @@ class GenerationUsage:
     queue_s: float = 0.0
     read_s: float = 0.0
     prefill_s: float = 0.0
+    read_wait_s: Mapping[str, float] = field(default_factory=dict)  # by side: from the grant of slots to the first layers in memory
+    first_token_s: Mapping[str, float] = field(default_factory=dict)  # what the first token waited for: queue, allocate, wire, compute
 
 
 @dataclass(frozen=True, slots=True)

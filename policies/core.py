@@ -29,7 +29,7 @@ from policies.prefill_placement import PrefillIndex
 from policies.read_plan import ReadCandidate, plan_reads, reading_sides
 from policies.rebalancing import Move, rebalance
 from policies.settings import SchedulingSettings
-from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
+from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand, Role
 
 
 @dataclass(slots=True)
@@ -70,7 +70,10 @@ class SchedulerCore:
         self._by_read_queue = IndexedHeap()
         self._pool_sizes = IndexedHeap()
         self._staging_sizes = IndexedHeap()
+        self._draining: set[str] = set()
         self._turn = 0
+        self.blocked_on: Role | None = None
+        """The role for lack of which the head of the queue waits, as of the last decision."""
 
     # --- load reports ---------------------------------------------------------------------------------------------------
 
@@ -129,8 +132,30 @@ class SchedulerCore:
         self._node_reports.discard(node_id)
         self._by_read_queue.discard(node_id)
         self._staging_sizes.discard(node_id)
+        self._draining.discard(node_id)
         del self._nodes[node_id]
         return lost
+
+    def drain_node(self, node_id: str) -> None:
+        """Give a node nothing new, reads included; what it serves goes on (`node_requests`)."""
+        self._draining.add(node_id)
+        self._refresh_whole_node(node_id)
+
+    def resume_node(self, node_id: str) -> None:
+        """End `drain_node`."""
+        self._draining.discard(node_id)
+        self._refresh_whole_node(node_id)
+
+    def is_draining(self, node_id: str) -> bool:
+        return node_id in self._draining
+
+    def node_requests(self, node_id: str) -> int:
+        """Requests that run on a node's engines or still need its gateway."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return 0
+        served = {request_id for engine_id in node.engine_ids for request_id in self._engines[engine_id].request_ids}
+        return len(served | {request_id for request_id, running in self._running.items() if running.needs(node_id)})
 
     # --- requests ----------------------------------------------------------------------------------------------------------
 
@@ -219,13 +244,16 @@ class SchedulerCore:
         """Place waiting requests in order until the head cannot be placed. Each assignment is accounted before the next is made."""
         self._retire_silent(now)
         made: list[Assignment] = []
+        self.blocked_on = None
         while (request_id := self._queue.peek()) is not None:
             demand = self._waiting[request_id]
             node_id = self._prefill.best_node()
             if node_id is None:
+                self.blocked_on = "prefill"
                 break
             decode = self._decode.best_engine(demand, self._waiting_tokens, self._nodes)
             if decode is None:
+                self.blocked_on = "decode"
                 break
             node = self._nodes[node_id]
             prefill_id = node.open_prefill.peek()
@@ -310,18 +338,30 @@ class SchedulerCore:
     def _refresh_engine(self, engine: EngineAccount) -> None:
         """Bring the index of its role up to date with an engine's account."""
         node = self._nodes[engine.load.node_id]
-        available = engine.load.engine_id in self._engine_reports and engine.load.node_id in self._node_reports
+        available = (
+            engine.load.engine_id in self._engine_reports
+            and engine.load.node_id in self._node_reports
+            and engine.load.node_id not in self._draining
+        )
         if engine.load.role == "prefill":
             self._prefill.refresh(engine, node, available)
         else:
             self._decode.refresh(engine, available)
+
+    def _refresh_whole_node(self, node_id: str) -> None:
+        node = self._nodes.get(node_id)
+        if node is None:
+            return
+        self._refresh_node(node)
+        for engine_id in node.engine_ids:
+            self._refresh_engine(self._engines[engine_id])
 
     def _refresh_node(self, node: NodeAccount) -> None:
         if node.engine_ids:
             self._prefill.refresh_node(node)
         if self.settings.read_mode != "pool":
             return
-        if node.node_id not in self._node_reports or node.load is None:
+        if node.node_id not in self._node_reports or node.load is None or node.node_id in self._draining:
             self._by_read_queue.discard(node.node_id)
         else:
             self._by_read_queue.set(node.node_id, node.read_tokens / (node.load.snic_bandwidth or 1.0))

@@ -8,8 +8,9 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, Response
 
+from deploy.dashboard import page
 from deploy.http_api.document import add_schemas, body_of
 from deploy.http_api.exchange import Exchange
 from deploy.http_api.request_ids import RequestIds
@@ -18,8 +19,6 @@ from deploy.openai_api.errors import CLIENT_CLOSED_REQUEST, ApiError, api_error
 from deploy.openai_api.reply import JsonReply
 from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
-
-METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
@@ -64,8 +63,17 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
         return _response(await service.health())
 
     @api.get("/metrics", summary="Metrics in Prometheus' text format")
-    async def metrics() -> Response:
-        return PlainTextResponse(await service.metrics(), media_type=METRICS_CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        exposition = await service.metrics(request.headers.get("accept", ""))
+        return Response(exposition.text, headers={"content-type": exposition.content_type})
+
+    @api.get("/status", summary="What runs where, queues, bytes moved and recent events")
+    async def status() -> Response:
+        return _response(await service.status())
+
+    @api.get("/dashboard", summary="The same as a page that keeps itself up to date")
+    async def dashboard() -> Response:
+        return HTMLResponse(page())
 
     @api.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

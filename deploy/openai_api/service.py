@@ -29,6 +29,7 @@ from dualpath_ray.requests import GenerationRequest, Generator
 from dualpath_ray.serving.completion import TextDelta, complete
 from dualpath_ray.serving.model_card import ModelCard
 from dualpath_ray.serving.tokenizer import Tokenizer
+from dualpath_ray.telemetry.exposition import Exposition
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ class Backend(Generator, Protocol):
         """A JSON object whose `status` is "ok" while requests can be served."""
         ...
 
-    async def metrics(self) -> str:
-        """All processes' metrics in Prometheus' text format."""
+    async def status(self) -> Mapping[str, Any]:
+        """A picture of the cluster as a JSON object."""
+        ...
+
+    async def metrics(self, accept: str = "") -> Exposition:
+        """All processes' metrics in the text format that the HTTP header `accept` asks for."""
         ...
 
 
@@ -98,8 +103,15 @@ class OpenAIService:
             return json_object({"status": "unavailable", "reason": str(error)}, 503)
         return json_object(report, 200 if report.get("status") == "ok" else 503)
 
-    async def metrics(self) -> str:
-        return await self._backend.metrics()
+    async def status(self) -> JsonReply:
+        """What the scheduler knows, for people: `dualpath top` and the page at /dashboard."""
+        try:
+            return json_object(await self._backend.status())
+        except DualPathError as error:
+            return json_object({"status": "unavailable", "reason": str(error)}, 503)
+
+    async def metrics(self, accept: str) -> Exposition:
+        return await self._backend.metrics(accept)
 
     async def _chat(self, body: Mapping[str, Any], caller: Caller) -> Reply:
         fields = ChatCompletionRequest.model_validate(body)

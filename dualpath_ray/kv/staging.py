@@ -11,6 +11,7 @@ Used from one thread (the gateway's event loop).
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,7 @@ class Lease:
     writers: set[str]
     holds: int = 0
     released: bool = False
+    granted_at: float = field(default_factory=time.monotonic)
     write_errors: list[str] = field(default_factory=list)
 
     @property

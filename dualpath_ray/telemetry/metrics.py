@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.openmetrics.exposition import generate_latest
 
 # The extra `_created` series of every counter and histogram double the exposition and nothing reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -52,14 +53,28 @@ class Metrics:
             "Tokens of requests that ended: in prompts, of these found in storage and computed, and generated.",
             kind="prompt, cached, computed or generated",
         )
-        self.ttft = self._histogram("ttft", "From submission to the first token.")
+        self.ttft = self._histogram("ttft", "From submission to the first token. Exemplars name traces.")
+        self.ttft_part = self._histogram(
+            "ttft_part",
+            "What the first token waited for: its turn at scheduler and prefill engine (queue), staging slots (allocate), KV on its way "
+            "(wire), computation (compute); the rest is messages between processes, or attempts that failed (handshake).",
+            part="queue, handshake, allocate, wire or compute",
+        )
         self.tpot = self._histogram("tpot", "Mean time per token after the first, per request.")
         self.queue = self._histogram("queue", "From submission to assignment.")
         self.read = self._histogram("read", "Reading a request's hit blocks from storage, per side and request.")
         self.prefill = self._histogram("prefill", "From assignment to the first token.")
 
         self.read_bytes = self._counter(
-            "kv_read", "bytes", "KV read from storage, by the node whose storage NIC read it.", side="prefill_node or decode_node"
+            "kv_read",
+            "bytes",
+            "KV read from storage, by the node whose storage NIC read it.",
+            side="prefill_node, decode_node or other_nodes",
+        )
+        self.read_wait = self._histogram(
+            "kv_read_wait",
+            "From the grant of slots to the first layers in memory, per side and request: the queue of that path and its first read.",
+            side="prefill_node, decode_node or other_nodes",
         )
         self.pushed_bytes = self._counter(
             "pushed", "bytes", "KV written into another process's memory.", kind="hit_layers, new_layers, full_blocks or pool"
@@ -68,6 +83,12 @@ class Metrics:
         self.refused_pushes = self._counter("refused_pushes", "pushes", "Pushes dropped because their lease was closed.")
 
         self.staging_slots = self._gauge("staging_slots", "Full-Block slots", "Slots of the gateway's staging.", state="free or leased")
+        self.leases = self._gauge("leases", "leases", "Leases whose slots are not free yet.")
+        self.oldest_lease = self._gauge("oldest_lease_seconds", "seconds", "Age of the gateway's oldest lease.")
+        self.persisted_blocks = self._counter("persisted_blocks", "blocks", "New blocks made durable.")
+        self.persist_failures = self._counter(
+            "persist_failures", "blocks", "New blocks that are not stored: the store failed, or its queue was full."
+        )
         self.window_peak_bytes = self._gauge("window_peak_bytes", "bytes", "Most prefill KV that was ever resident in the window.")
         self.pool_blocks = self._gauge("pool_blocks", "blocks", "Blocks of the decode engine's KV pool.", state="free or used")
         self.batch_size = self._gauge("decode_batch", "requests", "Requests in the decode engine's batch.")
@@ -76,6 +97,16 @@ class Metrics:
             "read_queue_tokens", "tokens", "Tokens whose KV waits to be read, or is being read, by this gateway."
         )
         self.read_queue_bytes = self._gauge("read_queue_bytes", "bytes", "The same in bytes.")
+        self.snic_busy = self._counter(
+            "snic_busy", "seconds", "Time in which the gateway had something to read: its rate is the storage NIC's utilisation."
+        )
+        self.cnic_busy = self._counter(
+            "cnic_busy", "seconds", "Time in which the process had something to push: its rate is the utilisation of its compute NIC."
+        )
+        self.engine_busy = self._counter("engine_busy", "seconds", "Time in which the engine computed.")
+        self.engine_queue = self._counter(
+            "engine_queue", "seconds", "Time that requests waited at an engine for their batch (prefill) or for KV pool blocks (decode)."
+        )
         self.store_bytes = self._counter("store", "bytes", "Bytes moved between the store and this gateway.", direction="read or write")
         self.store_seconds = self._counter("store", "seconds", "Time in which the store was at work.", direction="read or write")
         self.corrupt_blocks = self._counter("store_corrupt_blocks", "blocks", "Blocks that failed their checksum and were removed.")
@@ -85,6 +116,19 @@ class Metrics:
             "scheduler_decisions", "requests", "What the scheduler decided.", outcome="assigned, queued or refused"
         )
         self.decision_seconds = self._histogram("scheduler_decision", "Deciding on one request.", buckets=SHORT_SECONDS)
+        self.hit_tokens = self._counter(
+            "hit_tokens",
+            "tokens",
+            "Hit tokens of assigned requests, by what their KV is read from and whose.",
+            source="storage or dram",
+            side="prefill_node, decode_node or other_nodes",
+        )
+        self.hit_blocks = self._counter(
+            "hit_blocks",
+            "blocks",
+            "Stored blocks that prompts begin with: load, or recompute although stored (one token must be left to compute).",
+            decision="load or recompute",
+        )
         self.queued_requests = self._gauge("scheduler_queued_requests", "requests", "Requests that wait for engines.")
         self.index_blocks = self._gauge("scheduler_index_blocks", "blocks", "Blocks in the scheduler's index.")
         self.report_age = self._gauge("report_age_seconds", "seconds", "Time since the last load report.", reporter="engine or gateway id")
@@ -93,8 +137,9 @@ class Metrics:
         )
 
     def render(self) -> str:
-        """This process's exposition in Prometheus text format."""
-        return generate_latest(self.registry).decode()
+        """This process's exposition, in OpenMetrics text format: the one that has exemplars. `exposition.merge` makes it what is served."""
+        text: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text.decode()
 
     def advance(self, counter: Counter, total: float, **labels: str) -> None:
         """Bring a counter up to `total`, a count that someone else keeps since the process started. Not for counters also `inc`ed."""

@@ -53,6 +53,11 @@ class Span:
         _w3c.inject(carrier, set_span_in_context(self._span))
         return carrier
 
+    def trace_id(self) -> str:
+        """The trace's id in hexadecimal; empty if the trace is not recorded."""
+        context = self._span.get_span_context()
+        return f"{context.trace_id:032x}" if context.trace_flags.sampled else ""
+
     def set(self, **attributes: Attribute) -> None:
         """Add facts that became known during the work."""
         self._span.set_attributes(attributes)
@@ -83,6 +88,9 @@ class _Off(Span):
 
     def carrier(self) -> dict[str, str]:
         return {}
+
+    def trace_id(self) -> str:
+        return ""
 
     def set(self, **attributes: Attribute) -> None:
         pass

@@ -95,11 +95,13 @@ class _ClosedLease:
 
 @dataclass(slots=True)
 class EndpointStats:
-    """Counters since start. `push_seconds` is the time the thread spent inside NIXL's posting and checking calls."""
+    """Counters since start. `push_seconds` is the time the thread spent inside NIXL's posting and checking calls, `busy_seconds` the time
+    in which at least one push waited or was under way (up to the end of the last such stretch; see `Endpoint.busy_seconds`)."""
 
     pushed_bytes: Counter[str] = field(default_factory=Counter)  # by "local->remote" region
     pushes: Counter[str] = field(default_factory=Counter)
     push_seconds: float = 0.0
+    busy_seconds: float = 0.0
     failed_pushes: int = 0
     refused_pushes: int = 0
     messages_sent: int = 0
@@ -130,6 +132,8 @@ class Endpoint:
         self._closed_leases: OrderedDict[tuple[str, int], _ClosedLease] = OrderedDict()
         self._stopping = self._ended = False
         self._last_event = 0.0
+        self._outstanding = 0  # pushes that wait or are under way
+        self._busy_since = 0.0
         self._started: threading.Event = threading.Event()
         self._failure: BaseException | None = None
         self.info: PeerInfo
@@ -174,6 +178,11 @@ class Endpoint:
         `error` tells the owner that what we were to write there is not complete.
         """
         self.call(lambda: self._close_lease(agent, lease, error))
+
+    def busy_seconds(self) -> float:
+        """Seconds since start in which something was to be pushed: over time, the utilisation of this process's end of the network."""
+        since = self._busy_since
+        return self.stats.busy_seconds + (time.monotonic() - since if since else 0.0)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the endpoint's thread soon."""
@@ -294,7 +303,11 @@ class Endpoint:
             return
         if push.lease is not None:
             self._lease_pushes[push.peer, push.lease] += 1
-        push.deadline = time.monotonic() + self.settings.push_timeout_s
+        now = time.monotonic()
+        push.deadline = now + self.settings.push_timeout_s
+        if not self._outstanding:
+            self._busy_since = now
+        self._outstanding += 1
         per_piece = max(1, self.settings.max_post_bytes // self._regions[push.local].block_bytes)
         starts = range(0, len(push.local_blocks), per_piece)
         push.pieces_left = len(starts)
@@ -405,6 +418,10 @@ class Endpoint:
             self._finish(push)
 
     def _finish(self, push: Push) -> None:
+        self._outstanding -= 1
+        if not self._outstanding:
+            self.stats.busy_seconds += time.monotonic() - self._busy_since
+            self._busy_since = 0.0
         if push.error is None:
             self.stats.pushes[f"{push.local}->{push.remote}"] += 1
             if push.message is not None and not push.attached:

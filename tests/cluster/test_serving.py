@@ -73,6 +73,45 @@ async def test_a_lost_client_frees_everything(address: str, client: ClusterClien
         assert await cancelled(http, address) == before + 1
 
 
+async def test_metrics_say_where_the_first_token_s_time_went(
+    address: str, api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster
+) -> None:
+    name = (await client.describe()).served_name
+    for _ in range(2):
+        await api.completions.create(model=name, prompt=f"parts {PROMPT}", max_tokens=2, extra_body={"ignore_eos": True})
+        await shared.settle(client)
+    async with httpx.AsyncClient(timeout=60) as http:
+        families = list(text_string_to_metric_families((await http.get(f"{address}/metrics")).text))
+    samples = [sample for family in families for sample in family.samples]
+
+    def total(metric: str, **labels: str) -> float:
+        found = [s.value for s in samples if s.name == metric and labels.items() <= s.labels.items()]
+        assert found, f"there is no {metric} {labels}"
+        return sum(found)
+
+    parts = [total("dualpath_ttft_part_seconds_sum", part=part) for part in ("queue", "handshake", "allocate", "wire", "compute")]
+    assert all(part > 0 for part in parts[1:])
+    assert sum(parts) == pytest.approx(total("dualpath_ttft_seconds_sum"))
+    assert total("dualpath_kv_read_wait_seconds_count") >= 1
+    assert total("dualpath_hit_tokens_total", source="storage") >= total("dualpath_tokens_total", kind="cached") > 0
+    assert total("dualpath_snic_busy_seconds_total", service="gateway") > 0
+    for service in ("gateway", "prefill", "decode"):
+        assert total("dualpath_cnic_busy_seconds_total", service=service) > 0
+    assert total("dualpath_engine_busy_seconds_total", service="prefill") > 0
+    assert total("dualpath_persisted_blocks_total") > 0
+    assert total("dualpath_leases") == 0
+    assert total("dualpath_scheduler_decision_seconds_count") >= 2
+
+
+async def test_the_status_page_is_served_with_the_cluster_s_picture(address: str, client: ClusterClient, shared: RunningCluster) -> None:
+    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+        page = await http.get("/dashboard")
+        status = (await http.get("/status")).json()
+    assert page.headers["content-type"].startswith("text/html") and "<title>" in page.text
+    assert set(status["processes"]) == {"p0", "d0", "prefill-p0-0", "decode-d0-0"}
+    assert status["processes"]["d0"]["figures"]["persisted_bytes"] > 0
+
+
 async def cancelled(http: httpx.AsyncClient, address: str) -> float:
     families = text_string_to_metric_families((await http.get(f"{address}/metrics")).text)
     samples = [sample for family in families for sample in family.samples if sample.name == "dualpath_requests_total"]

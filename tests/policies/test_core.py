@@ -34,6 +34,49 @@ def test_a_burst_does_not_herd_before_the_next_report() -> None:
     assert len({a.decode_engine for a in made}) == 8
 
 
+def test_a_draining_node_finishes_its_requests_and_gets_no_more() -> None:
+    core = cluster(prefill_nodes=2, decode_nodes=2, per_node=1, read_mode="pool", free=100_000)
+    for i in range(4):
+        core.submit(demand(f"old{i}"))
+    old = core.decide(0.0)
+    assert {a.prefill_node for a in old} == {"p0", "p1"}
+    core.drain_node("p1")
+    core.drain_node("d1")
+    for i in range(6):
+        core.submit(demand(f"new{i}", hit_blocks=15))
+    new = core.decide(0.0)
+    assert len(new) == 6
+    assert {(a.prefill_node, a.decode_node) for a in new} == {("p0", "d0")}
+    assert {segment.node_id for a in new for segment in a.read_plan.segments} <= {"p0", "d0"}
+    assert core.node_requests("p1") and core.node_requests("d1")
+    for a in old:
+        core.prefill_done(a.request_id)
+    assert not core.node_requests("p1")
+    for a in old:
+        core.finish(a.request_id)
+    assert not core.node_requests("d1")
+    core.resume_node("p1")
+    core.submit(demand("after"))
+    assert core.decide(0.0)[0].prefill_node == "p1"
+
+
+def test_the_role_that_holds_up_the_queue_is_known() -> None:
+    core = cluster(per_node=1, beta_tokens=500, free=100_000)
+    for i in range(3):
+        core.submit(demand(f"r{i}"))
+    core.decide(0.0)
+    assert core.blocked_on == "prefill"
+    core = cluster(per_node=1, free=2000)
+    for i in range(3):
+        core.submit(demand(f"r{i}"))
+    core.decide(0.0)
+    assert core.blocked_on == "decode"
+    for i in range(3):
+        core.cancel(f"r{i}")
+    core.decide(0.0)
+    assert core.blocked_on is None
+
+
 def test_short_read_queue_comes_before_fewer_tokens() -> None:
     core = cluster(prefill_nodes=2, per_node=1, alpha_tokens=1000)
     core.update_node(node("p0", read_queue_tokens=5000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -284,10 +285,49 @@ async def test_assignments_that_no_engine_has_heard_of_are_dropped(scheduler: Sc
 
 
 async def test_figures(scheduler: SchedulerActor) -> None:
-    await scheduler.report(report("p0", added=tuple(CHAIN)))
+    await scheduler.report(report("p0", added=tuple(CHAIN), figures={"read_bytes": 7.0}))
+    await scheduler.assign(submission(prompt=3 * BLOCK, keys=KEYS))
     text = await scheduler.metrics()
-    assert "dualpath_" in text
-    assert set((await scheduler.status())["processes"]) == {part[0] for part in PARTS}
+    read = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("dualpath_hit_tokens_total{"))
+    assert read == 2 * BLOCK
+    assert 'dualpath_hit_blocks_total{decision="load"} 2.0' in text
+    assert 'dualpath_hit_blocks_total{decision="recompute"} 1.0' in text, "one token must be computed, so the last block is"
+    status = await scheduler.status()
+    assert set(status["processes"]) == {part[0] for part in PARTS}
+    assert status["processes"]["p0"]["figures"] == {"read_bytes": 7.0}
+    assert status["processes"]["decode-0"]["load"]["free_hbm_tokens"] == 4096
+    (request,) = status["requests"]
+    assert (request["phase"], request["hit_tokens"], request["decode_engine"]) == ("prefill", 2 * BLOCK, "decode-0")
+    await scheduler.report(report("decode-0", prefilled=(request["id"],)))
+    assert (await scheduler.status())["requests"][0]["phase"] == "decode"
+    json.dumps(status)
+
+
+async def test_events_say_what_happened(scheduler: SchedulerActor) -> None:
+    await scheduler.register(registration("decode-0", "d0", "decode", incarnation=2))
+    await scheduler.report(report("p0", removed=(b"k0",)))
+    happened = [(event["kind"], event["who"]) for event in (await scheduler.status())["events"]]
+    assert happened[: len(PARTS)] == [("joined", part[0]) for part in PARTS]
+    assert happened[len(PARTS) :] == [("died", "decode-0"), ("joined", "decode-0"), ("corrupt", "p0")]
+
+
+async def test_a_node_that_leaves_finishes_its_work_and_is_forgotten(
+    idle: tuple[SchedulerActor, DirectCalls], scheduler: SchedulerActor
+) -> None:
+    attempt = await fill(scheduler)
+    await scheduler.drain("d0")
+    assert await scheduler.node_requests("d0") == 1
+    await scheduler.report(report("decode-0", finished=(attempt,)))
+    assert await scheduler.node_requests("d0") == 0
+    waiting = await queue(scheduler)
+    assert (await scheduler.status())["blocked_on"] == "decode", "a node that leaves gets nothing new"
+    await scheduler.retire(["decode-0", "d0", "unknown"])
+    status = await scheduler.status()
+    assert set(status["processes"]) == {"p0", "prefill-0"}
+    assert status["restarts"] == 0
+    assert {agent for _, method, (agent,) in idle[1].sent if method == "peer_died"} == {"decode-0-1", "d0-1"}
+    assert await scheduler.report(report("decode-0")) == "", "a report that was under way changes nothing"
+    waiting.cancel()
 
 
 async def test_a_silent_process_is_killed_once_but_not_its_loading_replacement(idle: tuple[SchedulerActor, DirectCalls]) -> None:

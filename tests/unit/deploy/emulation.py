@@ -9,6 +9,7 @@ from typing import Any
 
 from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage, TokenLogprobs
 from dualpath_ray.serving.model_card import ModelCard
+from dualpath_ray.telemetry.exposition import Exposition
 
 
 @dataclass
@@ -28,6 +29,7 @@ class EmulatedCluster:
     running: set[str] = field(default_factory=set)
     closed: list[str] = field(default_factory=list)
     stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    picture: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=lambda: {"status": "ok", "engines": 2})
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
@@ -79,5 +81,8 @@ class EmulatedCluster:
             raise self.failure
         return self.report
 
-    async def metrics(self) -> str:
-        return "# TYPE dualpath_requests_total counter\ndualpath_requests_total 1\n"
+    async def status(self) -> Mapping[str, Any]:
+        return self.picture
+
+    async def metrics(self, accept: str = "") -> Exposition:
+        return Exposition("# TYPE dualpath_requests_total counter\ndualpath_requests_total 1\n", "text/plain; version=0.0.4")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from dualpath_ray.errors import DualPathError
@@ -50,7 +51,7 @@ def test_every_declared_metric_is_rendered_under_its_declared_name_and_labels() 
         assert list(spec.labels) == list(collector._labelnames), spec.name
         if spec.labels:
             collector.labels(*("x" for _ in spec.labels))
-    families = {family.name: family for family in text_string_to_metric_families(metrics.render())}
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(metrics.render())}
     assert families.keys() == {spec.name.removesuffix("_total") for spec in metrics.specs}
     for spec in metrics.specs:
         assert families[spec.name.removesuffix("_total")].type == spec.kind
@@ -63,7 +64,7 @@ def test_merge_joins_families_and_tells_processes_apart() -> None:
     prefill.ttft.observe(0.3)
     text = merge(
         [({"service": "gateway", "instance": "p0"}, gateway.render()), ({"service": "prefill", "instance": "p0/0"}, prefill.render())]
-    )
+    ).text
     lines = text.splitlines()
     assert lines.count("# TYPE dualpath_pushed_bytes_total counter") == 1
     assert lines.count("# TYPE dualpath_ttft_seconds histogram") == 1
@@ -83,17 +84,34 @@ def test_merge_joins_families_and_tells_processes_apart() -> None:
 def test_merge_survives_odd_label_values() -> None:
     metrics = Metrics()
     metrics.report_age.labels(reporter='a"b\\c\nd').set(1.5)
-    text = merge([({"instance": "ü{}"}, metrics.render())])
+    text = merge([({"instance": "ü{}"}, metrics.render())]).text
     assert samples(text)[key("dualpath_report_age_seconds", reporter='a"b\\c\nd', instance="ü{}")] == 1.5
 
 
 def test_merge_refuses_contradictory_declarations() -> None:
     with pytest.raises(DualPathError, match="x is a gauge in one process and a histogram in another"):
-        merge([({}, "# TYPE x gauge\nx 1\n"), ({}, '# TYPE x histogram\nx_bucket{le="+Inf"} 1\n')])
+        merge([({}, "# TYPE x gauge\nx 1\n# EOF\n"), ({}, '# TYPE x histogram\nx_bucket{le="+Inf"} 1\n# EOF\n')])
 
 
 def test_merge_of_nothing_is_empty() -> None:
-    assert merge([]) == ""
+    assert merge([]).text == ""
+
+
+def test_exemplars_reach_readers_of_openmetrics_and_nobody_else() -> None:
+    metrics = Metrics()
+    metrics.ttft.observe(0.3, {"trace_id": "ab" * 16})
+    part = ({"instance": "1"}, metrics.render())
+    plain, open_metrics = merge([part]), merge([part], "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    assert "trace_id" not in plain.text and plain.content_type.startswith("text/plain; version=0.0.4")
+    assert open_metrics.content_type.startswith("application/openmetrics-text; version=1.0.0")
+    found = [
+        sample.exemplar
+        for family in openmetrics.text_string_to_metric_families(open_metrics.text)
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert [exemplar.labels for exemplar in found] == [{"trace_id": "ab" * 16}]
+    assert list(text_string_to_metric_families(plain.text)), "Prometheus' own format stays readable"
 
 
 def test_the_page_is_up_to_date() -> None:
