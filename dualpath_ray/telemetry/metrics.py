@@ -126,7 +126,7 @@ class Metrics:
         self.hit_blocks = self._counter(
             "hit_blocks",
             "blocks",
-            "Stored blocks that prompts begin with: load, or recompute although stored (one token must be left to compute).",
+            "Stored blocks that prompts begin with: read, or recomputed because that is faster or one token must be left to compute.",
             decision="load or recompute",
         )
         self.queued_requests = self._gauge("scheduler_queued_requests", "requests", "Requests that wait for engines.")
