@@ -14,6 +14,9 @@ from load_tests.testbed.spec import STORAGE
 
 PORT = 8333
 START_TIMEOUT_S = 60.0
+# The server talks to itself over Unix sockets in /tmp that are named after its ports: without a /tmp of its own, two testbeds would mix
+# up their servers. The process has a mount namespace of its own already (ip netns exec). The program is opened first: it may lie in /tmp.
+PRIVATE_TMP = 'exec 3<"$0" && mount --bind "$1" /tmp && shift && exec /proc/self/fd/3 "$@"'
 PROBE = """
 import sys, time, urllib.error, urllib.request
 def put(path, data=b""):
@@ -53,10 +56,10 @@ class StorageServer:
 
     def start(self, buckets: list[str]) -> None:
         """Start the server and make the buckets; returns when a PUT into each works."""
-        data = self._folder / "data"
-        data.mkdir(parents=True)
+        (self._folder / "data").mkdir(parents=True)
         host = self._network.spec.address(STORAGE, "snic")
-        command = [weed(), "server", f"-dir={data}", f"-ip={host}", "-ip.bind=0.0.0.0", "-filer", "-s3", f"-s3.port={PORT}"]
+        command = ["sh", "-c", PRIVATE_TMP, weed(), str(self._folder)]
+        command += ["server", "-dir=/tmp/data", f"-ip={host}", "-ip.bind=0.0.0.0", "-filer", "-s3", f"-s3.port={PORT}"]
         command += ["-master.volumeSizeLimitMB=1024", "-volume.max=64", "-master.telemetry=false"]
         with self._log.open("wb") as log:
             self._network.popen(STORAGE, command, stdout=log, stderr=log, cwd=self._folder)

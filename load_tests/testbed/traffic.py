@@ -1,16 +1,18 @@
 """How the sending end of a link is shaped: arguments of `tc` for one device.
 
-`one_class` is a plain rate limit. `two_classes` stands for the virtual lanes of a compute fabric (paper section 5): model traffic, which
-marks itself as Expedited Forwarding (RFC 3246), goes first and has 99 % of the rate for certain; everything else, KV that is, gets 1 % for
+`one_class` is a plain rate limit. `two_classes` stands for the virtual lanes of a compute fabric (paper section 5): packets with the DSCP
+of model traffic (setting traffic.model.dscp) go first and have 99 % of the rate for certain; everything else, KV that is, gets 1 % for
 certain and whatever model traffic leaves. What it lacks of a real fabric: flow control by credits, and arbitration inside switches.
 """
 
 from __future__ import annotations
 
+from dualpath_ray.config.traffic import TrafficSettings
+
 BURST_BYTES = 256 << 10  # at most 20 ms at 100 Mbit/s
 SMALL_BURST_BYTES = 18_000  # two frames: KV that has left the queue is not in front of model traffic for long
 QUEUE_BYTES = 32 << 20  # more than is ever under way: a lossless fabric, as storage and compute networks are, drops nothing
-MODEL_TOS = 0xB8  # DSCP 46, Expedited Forwarding, in the IPv4 type-of-service byte
+MODEL_TOS = TrafficSettings().model.dscp << 2  # the DSCP's place in the IPv4 type-of-service byte
 MODEL_SHARE = 0.99
 
 Commands = list[list[str]]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from load_tests.testbed.counters import NicCounters
+from load_tests.testbed.errors import TestbedError
 from load_tests.testbed.network import PREFIX, Network, _namespaces, sweep, unavailable
-from load_tests.testbed.spec import TestbedSpec
+from load_tests.testbed.spec import Nic, TestbedSpec
+from load_tests.testbed.storage_server import StorageServer, weed
+from load_tests.testbed.traffic import MODEL_TOS
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -22,6 +27,7 @@ import socket, sys, time
 for _ in range(100):
     try: s = socket.create_connection((sys.argv[1], 7000), 5); break
     except OSError: time.sleep(0.05)
+s.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, int(sys.argv[3]))
 s.sendall(bytes(int(sys.argv[2])))
 s.shutdown(socket.SHUT_WR); s.recv(1)
 """
@@ -31,9 +37,9 @@ def own_namespaces() -> list[str]:
     return [name for name in _namespaces() if name.startswith(f"{PREFIX}{os.getpid()}-")]
 
 
-def send(network: Network, source: str, target: str, nic: str, nbytes: int) -> None:
+def send(network: Network, source: str, target: str, nic: Nic, nbytes: int, tos: int = 0) -> None:
     server = network.popen(target, [sys.executable, "-c", SERVE])
-    client = network.popen(source, [sys.executable, "-c", SEND, network.spec.address(target, nic), str(nbytes)])  # type: ignore[arg-type]
+    client = network.popen(source, [sys.executable, "-c", SEND, network.spec.address(target, nic), str(nbytes), str(tos)])
     assert client.wait(60) == 0
     assert server.wait(60) == 0
 
@@ -73,6 +79,20 @@ def test_links_are_shaped_in_both_directions() -> None:
         assert "tbf" not in shown.stdout
 
 
+def test_model_traffic_and_kv_have_classes_of_their_own_at_both_ends() -> None:
+    with Network(TestbedSpec(cnic_bits=400_000_000, traffic_classes=True)) as network:
+        send(network, "p0", "d0", "cnic", 2_000_000, MODEL_TOS)
+        send(network, "p0", "d0", "cnic", 1_000_000)
+        for namespace, device in (("p0", "cnic"), ("sw", "d0-cnic")):
+            command = ["tc", "-n", network.namespace(namespace), "-s", "class", "show", "dev", device]
+            sent = dict(re.findall(r"class htb (\S+) [^\n]*\n Sent (\d+) bytes", subprocess.check_output(command, text=True)))
+            assert 2_000_000 <= int(sent["1:10"]) < 2_200_000
+            assert 1_000_000 <= int(sent["1:20"]) < 1_200_000
+        network.shape("p0", "cnic", 400_000_000, classes=False)
+        shown = subprocess.check_output(["tc", "-n", network.namespace("p0"), "qdisc", "show", "dev", "cnic"], text=True)
+        assert "tbf" in shown and "htb" not in shown
+
+
 def test_processes_of_a_host_end_with_it() -> None:
     network = Network(TestbedSpec())
     with pytest.raises(RuntimeError, match="on purpose"), network:
@@ -87,7 +107,7 @@ def test_processes_of_a_host_end_with_it() -> None:
 HOLD = """
 import time
 from load_tests.testbed.network import Network
-from load_tests.testbed.spec import TestbedSpec
+from load_tests.testbed.spec import Nic, TestbedSpec
 with Network(TestbedSpec()) as network:
     network.popen("d0", ["sleep", "600"])
     print("ready", flush=True)
@@ -107,3 +127,39 @@ def test_an_interrupted_owner_leaves_nothing_and_a_killed_one_is_swept(number: s
     if number == signal.SIGKILL:
         assert owner.pid in sweep()
     assert not set(made) & set(_namespaces())
+
+
+def test_two_storage_servers_do_not_meet(tmp_path: Path) -> None:
+    """Each in a network of its own, with the same address: a bucket of one is not the other's, and no socket is left in /tmp."""
+    try:
+        weed()
+    except TestbedError as error:
+        pytest.skip(str(error))
+    before = set(Path("/tmp").glob("seaweedfs-*"))
+    with Network(TestbedSpec()) as network:
+        first = StorageServer(network, tmp_path / "first")
+        first.start(["mine"])
+        owner = subprocess.run([sys.executable, "-c", SECOND_SERVER, str(tmp_path / "second")], capture_output=True, text=True, timeout=200)
+        assert owner.returncode == 0, owner.stderr
+        assert owner.stdout.split() == ["theirs", "200", "mine", "404"]
+        first.make_bucket("still-there")
+    assert set(Path("/tmp").glob("seaweedfs-*")) <= before
+
+
+SECOND_SERVER = """
+import sys
+from pathlib import Path
+from load_tests.testbed.network import Network
+from load_tests.testbed.spec import Nic, TestbedSpec
+from load_tests.testbed.storage_server import StorageServer
+ASK = '''
+import sys, urllib.error, urllib.request
+for bucket in ("theirs", "mine"):
+    try: print(bucket, urllib.request.urlopen(f"{sys.argv[1]}/{bucket}/probe", timeout=9).status)
+    except urllib.error.HTTPError as error: print(bucket, error.code)
+'''
+with Network(TestbedSpec()) as network:
+    server = StorageServer(network, Path(sys.argv[1]))
+    server.start(["theirs"])
+    network.popen("store", [sys.executable, "-c", ASK, server.endpoint]).wait(30)
+"""
