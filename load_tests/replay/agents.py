@@ -1,4 +1,4 @@
-"""Running agents: offline (all at once) and online (arriving one after the other)."""
+"""Running agents: offline (all at once), online (arriving one after the other), or single requests at a trace's times."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from load_tests.replay.records import Replay, TurnRecord
+from load_tests.replay.request_traces import TraceRequest
 from load_tests.replay.trajectory import Trajectory, made_up_tokens
 
 Contexts = Sequence[Sequence[int]]
@@ -46,6 +47,33 @@ async def run_online(
     """
     gaps = np.random.default_rng(seed if arrival_seed is None else arrival_seed).exponential(1.0 / agents_per_s, len(trajectories))
     return await _run(caller, trajectories, np.cumsum(gaps).tolist(), vocabulary, seed, contexts)
+
+
+async def run_requests(caller: Caller, requests: Sequence[TraceRequest], vocabulary: int, speed: float = 1.0) -> Replay:
+    """Every request at its time in the trace, `speed` times as fast; one of a session waits for the one before it."""
+    records: list[TurnRecord] = []
+    ends: dict[str, asyncio.Event] = {}
+    started = time.monotonic()
+
+    async def ask(number: int, request: TraceRequest, before: asyncio.Event | None, end: asyncio.Event) -> None:
+        try:
+            await asyncio.sleep(request.at_s / speed)
+            if before is not None:
+                await before.wait()
+            record = TurnRecord(number, 0, request.input_tokens, request.output_tokens, time.monotonic())
+            records.append(record)
+            await caller.turn(record, request.prompt(vocabulary))
+        finally:
+            end.set()
+
+    tasks = []
+    for number, request in enumerate(requests):
+        end = asyncio.Event()
+        before = ends.get(request.session) if request.session else None
+        ends[request.session] = end
+        tasks.append(ask(number, request, before, end))
+    await asyncio.gather(*tasks)
+    return Replay(started, time.monotonic(), tuple(records))
 
 
 async def _run(
