@@ -18,7 +18,7 @@ from load_tests.testbed.network import unavailable
 from load_tests.testbed.spec import parse_shape
 
 SKIPPED = 3  # exit status where there can be no testbed
-NAMES = ("gain", "ablation", "online", "append", "generation", "balance", "interference", "overload", "compute_bound")
+NAMES = ("gain", "ablation", "online", "append", "generation", "balance", "read_tail", "interference", "overload", "compute_bound")
 
 
 def _names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:

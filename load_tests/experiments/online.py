@@ -22,7 +22,7 @@ from load_tests.replay.records import Slo
 
 SETUP = Setup(modes=("basic", "shorter_queue", "split"), workload=Workload(agents=20, turns=2, context=384, stored=10, seed=3))
 QUICK = replace(SETUP, modes=("basic", "split"), workload=Workload(agents=10, turns=1, context=384, stored=10, seed=3))
-UTILISATIONS = (0.7, 0.9, 1.1)
+UTILISATIONS = (0.7, 0.9, 1.1, 1.4)
 TTFT_TURNS, TPOT_S = 4.0, 0.25
 
 

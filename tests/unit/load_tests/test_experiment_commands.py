@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from load_tests.experiments import __main__ as command
-from load_tests.experiments import ablation, balance, bench, compute_bound, gain, interference, online, overload, scaling
+from load_tests.experiments import ablation, balance, bench, compute_bound, gain, interference, online, overload, read_tail, scaling
 from load_tests.experiments.experiment import Say, Setup
 from load_tests.experiments.measure import Load, Run
 from load_tests.experiments.modes import DUAL, Mode
@@ -55,7 +55,7 @@ def benches(monkeypatch: pytest.MonkeyPatch) -> list[GivenBench]:
         yield opened[-1]
 
     monkeypatch.setattr(command, "unavailable", lambda: None)
-    for module in (ablation, balance, compute_bound, gain, online, overload, scaling):
+    for module in (ablation, balance, compute_bound, gain, online, overload, read_tail, scaling):
         monkeypatch.setattr(module, "open_bench", open_bench)
     return opened
 
