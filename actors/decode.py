@@ -39,7 +39,7 @@ class DecodeActor(ClusterProcess):
         if settings.model.threads is not None:
             torch.set_num_threads(settings.model.threads)
         device = device_of(settings)
-        model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
+        model = load_model(Path(self._identity.model_path), device, settings.model.dtype, settings.model.kv_dtype)
         blocks = settings.decode.pool_size(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
         self._service = DecodeService(
             self._identity.engine_id,

@@ -102,7 +102,7 @@ class ClusterProcess:
 def facts_of(settings: Settings, identity: Identity) -> ModelFacts:
     """The model's facts from its files, without loading weights."""
     shape = read_shape(identity.model_path)
-    geometry = KVGeometry(shape.layers, shape.kv_heads, shape.head_dim, settings.model.dtype, settings.model.block_tokens)
+    geometry = KVGeometry(shape.layers, shape.kv_heads, shape.head_dim, settings.model.kv_type, settings.model.block_tokens)
     context = min(settings.model.max_context or shape.max_context, shape.max_context)
     return ModelFacts(model_fingerprint(shape.path, settings.model.dtype), geometry, context, identity.model_path, settings.model.name)
 

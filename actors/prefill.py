@@ -41,7 +41,7 @@ class PrefillActor(ClusterProcess):
         if settings.model.threads is not None:
             torch.set_num_threads(settings.model.threads)
         device = device_of(settings)
-        model = load_model(Path(self._identity.model_path), device, settings.model.dtype)
+        model = load_model(Path(self._identity.model_path), device, settings.model.dtype, settings.model.kv_dtype)
         tokens = settings.prefill.window_tokens or self._facts.max_context
         capacity = geometry.blocks_for(max(tokens, settings.prefill.max_batch_tokens)) * geometry.block_tokens
         layers = settings.prefill.window_layers if settings.prefill.layerwise else geometry.layers

@@ -37,6 +37,8 @@ SETTLE_TIMEOUT_S = 60.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output; the live view goes to standard error.")
 def command(settings: Settings, as_json: bool) -> None:
     """Play a coding agent's turns and show where its KV-Cache comes from."""
+    if settings.model.kv_dtype is not None:
+        raise ConfigError("the demo compares its text with that of unquantised KV: leave model.kv_dtype unset")
     console = Console(file=sys.stderr if as_json else sys.stdout)
     set_ray_defaults(settings.cluster.address)
     from deploy.stop_signals import raise_on_signals

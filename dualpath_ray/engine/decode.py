@@ -11,6 +11,7 @@ import torch
 from dualpath_ray.engine.attention import decode_attention, split_rows
 from dualpath_ray.engine.drawing import Draw, draw
 from dualpath_ray.engine.finish import FinishRule
+from dualpath_ray.engine.kv_codec import KVCodec
 from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import BlockIds, PagedPool
@@ -106,7 +107,9 @@ class DecodeRunner:
             return []
         tokens = torch.tensor([running.token for running in batch])
         positions = torch.tensor([running.kv_tokens for running in batch])
-        logits = self._model.forward(tokens, positions, _PoolAttention(self._pool, batch), rows=torch.arange(len(batch)))
+        logits = self._model.forward(
+            tokens, positions, _PoolAttention(self._pool, self._model.kv_codec, batch), rows=torch.arange(len(batch))
+        )
         return [self._advance(running, drawn) for running, drawn in zip(batch, draw(logits, [one.draw() for one in batch]), strict=True)]
 
     def _advance(self, running: _Running, drawn: Drawn) -> StepOutput:
@@ -152,22 +155,21 @@ class _Running:
         block, offset = divmod(self.kv_tokens, size)
         return int(self._blocks[block]) * size + offset
 
-    def kv(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def kv(self, codec: KVCodec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Layer by layer the keys and values `[1, kv_heads, kv_tokens + 1, head_dim]`, `token` included.
 
-        Views, made for all layers at once, if the blocks are neighbours; else gathered one layer at a time.
+        Views, made for all layers at once, if the blocks are neighbours and KV is not quantised; else made one layer at a time.
         """
         length, size = self.kv_tokens + 1, self._pool.geometry.block_tokens
-        if self._table is None:
-            first = int(self._blocks[0])
-            rows = self._pool.tensor[:, first : first + -(-length // size)].flatten(1, 2)[:, :length]
+        first, used = int(self._blocks[0]), -(-length // size)
+        if self._table is None and not self._pool.geometry.quantised:
+            rows = self._pool.tensor[:, first : first + used].flatten(1, 2)[:, :length]
             keys, values = rows.permute(2, 0, 3, 1, 4).unsqueeze(2)
             yield from zip(keys, values, strict=True)
-        else:
-            used = self._table[: -(-length // size)]
-            for layer in self._pool.tensor:
-                keys, values = split_rows(layer.index_select(0, used).flatten(0, 1)[:length])
-                yield keys, values
+            return
+        for layer in self._pool.tensor:
+            blocks = layer[first : first + used] if self._table is None else layer.index_select(0, self._table[:used])
+            yield split_rows(codec.decode(blocks.flatten(0, 1)[:length]))
 
 
 class _PoolAttention:
@@ -176,15 +178,15 @@ class _PoolAttention:
     One attention call per sequence: on a CPU that is about twice as fast as gathering all of them for one padded call.
     """
 
-    def __init__(self, pool: PagedPool, batch: Sequence[_Running]) -> None:
-        self._pool = pool
+    def __init__(self, pool: PagedPool, codec: KVCodec, batch: Sequence[_Running]) -> None:
+        self._pool, self._codec = pool, codec
         self._targets = torch.tensor([running.next_row() for running in batch], device=pool.tensor.device)
-        self._kv = [running.kv() for running in batch]
+        self._kv = [running.kv(codec) for running in batch]
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
         heads, batch, head_dim = query.shape
         new = torch.stack((key.transpose(0, 1), value.transpose(0, 1)), dim=1)
-        self._pool.rows(layer).index_copy_(0, self._targets, new)
+        self._pool.rows(layer).index_copy_(0, self._targets, self._codec.encode(new))
         queries = query.transpose(0, 1).reshape(batch, 1, key.shape[0], -1, head_dim).unbind(0)
         outs = [decode_attention(one, *next(kv), scale) for one, kv in zip(queries, self._kv, strict=True)]
         return torch.cat(outs).view(batch, heads, head_dim)

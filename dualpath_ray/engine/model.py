@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 
 from dualpath_ray.engine.attention import CONTEXT_ARGUMENT, IMPLEMENTATION, AttentionContext, dualpath_attention
 from dualpath_ray.engine.fingerprint import model_fingerprint, weight_files
+from dualpath_ray.engine.kv_codec import KVCodec, codec_for
 from dualpath_ray.errors import ConfigError, OverloadedError
-from dualpath_ray.kv.geometry import DTYPE_BYTES, KVGeometry
+from dualpath_ray.kv.geometry import DTYPE_BYTES, QUANTISED_BYTES, KVGeometry
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 class CausalModel:
     """Loaded weights and the facts about them that other parts need. Made by `load_model`; used by one thread at a time."""
 
-    def __init__(self, path: Path, model: PreTrainedModel, dtype: str, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, model: PreTrainedModel, dtype: str, kv_dtype: str, eos_token_ids: tuple[int, ...]) -> None:
         config: Any = model.config.get_text_config()
         self.path = path
         self.dtype = dtype
+        self.kv_dtype = kv_dtype
         self.device: torch.device = model.device
         self.torch_dtype: torch.dtype = getattr(torch, dtype)
         self.layers: int = config.num_hidden_layers
@@ -44,7 +46,12 @@ class CausalModel:
         return model_fingerprint(self.path, self.dtype)
 
     def geometry(self, block_tokens: int) -> KVGeometry:
-        return KVGeometry(self.layers, self.kv_heads, self.head_dim, self.dtype, block_tokens)
+        return KVGeometry(self.layers, self.kv_heads, self.head_dim, self.kv_dtype, block_tokens)
+
+    @functools.cached_property
+    def kv_codec(self) -> KVCodec:
+        """Between this model's keys and values and the rows of its KV memory."""
+        return codec_for(self.geometry(1), self.torch_dtype)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attention: AttentionContext, rows: torch.Tensor) -> torch.Tensor:
@@ -68,9 +75,10 @@ class CausalModel:
         return logits.float()
 
 
-def load_model(path: Path, device: str = "cpu", dtype: str = "float32") -> CausalModel:
+def load_model(path: Path, device: str = "cpu", dtype: str = "float32", kv_dtype: str | None = None) -> CausalModel:
     """Load a Hugging Face model directory (config.json, safetensors) for inference and check by one token that our attention fits it.
 
+    It computes in `dtype`; its KV is kept as `kv_dtype`: the same type (the default) or a quantised one.
     Raises ConfigError for a directory, device, dtype or model that cannot be served, saying why. Nothing is downloaded and no code
     from the directory is run. Weights stay file-backed where dtype and device allow, so processes of one node share them.
     """
@@ -79,6 +87,8 @@ def load_model(path: Path, device: str = "cpu", dtype: str = "float32") -> Causa
 
     if dtype not in DTYPE_BYTES:
         raise ConfigError(f"engine dtype must be one of {', '.join(DTYPE_BYTES)}, not {dtype!r}")
+    if kv_dtype not in (None, dtype, *QUANTISED_BYTES):
+        raise ConfigError(f"KV of an engine in {dtype} is kept as {', '.join((dtype, *QUANTISED_BYTES))}, not {kv_dtype!r}")
     target = _usable_device(device)
     if not (path / "config.json").is_file():
         raise ConfigError(f"model path {path} is not a Hugging Face model directory: it has no config.json")
@@ -98,7 +108,7 @@ def load_model(path: Path, device: str = "cpu", dtype: str = "float32") -> Causa
                 output_loading_info=True,
             )
         model, report = loaded
-        causal = CausalModel(path, model.to(target).eval(), dtype, _eos_token_ids(model))
+        causal = CausalModel(path, model.to(target).eval(), dtype, kv_dtype or dtype, _eos_token_ids(model))
     except torch.OutOfMemoryError as error:
         raise ConfigError(f"model {path} in {dtype} does not fit into the memory of {device}") from error
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:

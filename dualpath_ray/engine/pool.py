@@ -21,7 +21,7 @@ class OutOfBlocksError(OverloadedError):
 
 
 class PagedPool:
-    """Tensor `[layers, blocks, block_tokens, 2, kv_heads, head_dim]`: per layer an array of Layer Blocks. All methods are thread safe.
+    """Tensor `[layers, blocks, block_tokens, 2, kv_heads, *]`: per layer an array of Layer Blocks. All methods are thread safe.
 
     Layer-major, because attention reads one layer of all sequences at a time. Page-aligned memory on the CPU.
     """
@@ -49,7 +49,7 @@ class PagedPool:
         return self._free_count
 
     def rows(self, layer: int) -> torch.Tensor:
-        """A layer as `[blocks * block_tokens, 2, kv_heads, head_dim]`: row `b * block_tokens + i` is token i of block b."""
+        """A layer as `[blocks * block_tokens, 2, kv_heads, *]`: row `b * block_tokens + i` is token i of block b."""
         return self.tensor[layer].flatten(0, 1)
 
     def allocate(self, count: int) -> BlockIds:

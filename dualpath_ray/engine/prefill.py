@@ -12,6 +12,7 @@ import torch
 
 from dualpath_ray.engine.attention import CausalAttention
 from dualpath_ray.engine.drawing import Draw, draw
+from dualpath_ray.engine.kv_codec import KVCodec
 from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.errors import InvalidRequestError
@@ -22,7 +23,7 @@ class LayerGate(Protocol):
     """The owner of the window, asked once per layer, in layer order, in the thread that runs the batch."""
 
     def enter(self, layer: int) -> torch.Tensor:
-        """Block until all hit KV of `layer` lies in memory; return the window's rows for it, `[tokens, 2, kv_heads, head_dim]`.
+        """Block until all hit KV of `layer` lies in memory; return the window's rows for it, `[tokens, 2, kv_heads, *]`.
 
         Called as late as possible: queries, keys and values of the layer are computed. May raise DualPathError to abort the batch.
         """
@@ -82,7 +83,7 @@ class PrefillRunner:
         positions = torch.cat([torch.arange(chunk.cached_tokens, chunk.total_tokens) for chunk in chunks])
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks])
         wanted = [index for index, chunk in enumerate(chunks) if chunk.sampling is not None]
-        attention = _WindowAttention(self._attention, chunks, gate)
+        attention = _WindowAttention(self._attention, self._model.kv_codec, chunks, gate)
         logits = self._model.forward(tokens, positions, attention, rows=torch.from_numpy(ends[wanted] - 1))
         first_tokens: list[Drawn | None] = [None] * len(chunks)
         if wanted:
@@ -107,8 +108,9 @@ class PrefillRunner:
 class _WindowAttention:
     """AttentionContext of one prefill batch: new KV goes straight into the window's rows, and attention reads them there."""
 
-    def __init__(self, attention: CausalAttention, chunks: Sequence[PrefillChunk], gate: LayerGate) -> None:
+    def __init__(self, attention: CausalAttention, codec: KVCodec, chunks: Sequence[PrefillChunk], gate: LayerGate) -> None:
         self._attention = attention
+        self._codec = codec
         self._chunks = chunks
         self._gate = gate
 
@@ -122,9 +124,9 @@ class _WindowAttention:
         for chunk in self._chunks:
             end = start + len(chunk.tokens)
             rows = window[chunk.first_row : chunk.end_row]
-            rows[chunk.cached_tokens :, 0].copy_(key[:, start:end].transpose(0, 1))
-            rows[chunk.cached_tokens :, 1].copy_(value[:, start:end].transpose(0, 1))
-            self._attention(query[:, start:end], rows, scale, out=out[start:end])
+            rows[chunk.cached_tokens :, 0].copy_(self._codec.encode(key[:, start:end].transpose(0, 1)))
+            rows[chunk.cached_tokens :, 1].copy_(self._codec.encode(value[:, start:end].transpose(0, 1)))
+            self._attention(query[:, start:end], self._codec.decode(rows), scale, out=out[start:end])
             start = end
         if query.is_cuda:
             # The gate's owner lets other devices read and overwrite the rows, which streams know nothing of. Kernels of the next

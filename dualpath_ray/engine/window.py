@@ -9,7 +9,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 
 
 class LayerWindow:
-    """KV of `layers_resident` layers of one batch: tensor `[layers_resident, capacity_tokens, 2, kv_heads, head_dim]`, a ring.
+    """KV of `layers_resident` layers of one batch: tensor `[layers_resident, capacity_tokens, 2, kv_heads, *]`, a ring.
 
     Layer l of a batch uses ring slot `l % layers_resident`; the owner decides when a slot is free again. Each slot is an array of
     `capacity_tokens / block_tokens` Layer Blocks. On the CPU memory is page aligned, so that it can be registered for transfers.
@@ -34,5 +34,5 @@ class LayerWindow:
         return self.tensor.nbytes
 
     def view(self, ring_slot: int) -> torch.Tensor:
-        """`[capacity_tokens, 2, kv_heads, head_dim]` of one ring slot."""
+        """`[capacity_tokens, 2, kv_heads, *]` of one ring slot."""
         return self.tensor[ring_slot]

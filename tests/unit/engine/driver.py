@@ -11,6 +11,7 @@ import torch
 
 from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence
 from dualpath_ray.engine.finish import FinishRule
+from dualpath_ray.engine.memory import kv_tensor
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.pool import PagedPool
 from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
@@ -37,7 +38,12 @@ class Turn:
 
 
 def turn(model: CausalModel, name: str, prompt: list[int], **settings: object) -> Turn:
-    return Turn(name, prompt, torch.empty(model.layers, 0, 2, model.kv_heads, model.head_dim), **settings)  # type: ignore[arg-type]
+    return Turn(name, prompt, kv_tensor((model.layers, 1), model.geometry(1), "cpu")[:, :0], **settings)  # type: ignore[arg-type]
+
+
+def spoil(memory: torch.Tensor) -> None:
+    """Make all of it NaN (quantised KV: its scales)."""
+    memory.fill_(float("nan") if memory.is_floating_point() else 0xFF)
 
 
 class StreamingGate:
@@ -57,7 +63,7 @@ class StreamingGate:
         self._arrived = [threading.Event() for _ in range(layers)]
         self._free = threading.Semaphore(window.layers_resident)
         self._loader = threading.Thread(target=self._load, daemon=True)
-        window.tensor.fill_(float("nan"))
+        spoil(window.tensor)
         self._loader.start()
 
     def enter(self, layer: int) -> torch.Tensor:
@@ -70,7 +76,7 @@ class StreamingGate:
         self.left.append(layer)
         for new, chunk in zip(self._new, self._chunks, strict=True):
             new.append(self._slot(layer)[chunk.first_row + chunk.cached_tokens : chunk.end_row].clone())
-        self._slot(layer).fill_(float("nan"))
+        spoil(self._slot(layer))
         self._free.release()
 
     def finish(self) -> None:
@@ -154,7 +160,7 @@ def complete(
     first = prefill(model, turns, budget=budget, block_tokens=block_tokens)
     geometry = model.geometry(block_tokens)
     pool = PagedPool(geometry, sum(geometry.blocks_for(len(item.prompt) + new_tokens) for item in turns))
-    pool.tensor.fill_(float("nan"))
+    spoil(pool.tensor)
     runner = DecodeRunner(model, pool, len(turns))
     held = {item.name: join(runner, pool, item, first[item.name], FinishRule(new_tokens)) for item in turns}
     text = {name: [token] for name, token in first.items()}

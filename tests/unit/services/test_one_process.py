@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualpath_ray.engine.model import CausalModel
+from dualpath_ray.engine.model import CausalModel, load_model
 from dualpath_ray.engine.window import LayerWindow
 from dualpath_ray.errors import ConfigError
+from dualpath_ray.kv.geometry import QUANTISED_BYTES
 from dualpath_ray.prefill_service import PrefillService, PrefillServiceSettings
 from dualpath_ray.requests import SamplingParams
 from tests.unit.services.harness import Side, read_bytes, running_system, shared_model
@@ -124,3 +125,22 @@ def test_without_layerwise_prefill_the_window_must_hold_all_layers(tiny_llama: P
     geometry = model.geometry(16)
     with pytest.raises(ConfigError, match="must hold all 4 layers"):
         PrefillService("prefill", model, geometry, LayerWindow(geometry, 2, 64), lambda _: [], PrefillServiceSettings(layerwise=False))
+
+
+@pytest.mark.parametrize("kv_dtype", sorted(QUANTISED_BYTES))
+async def test_quantised_text_is_the_same_on_every_path(tiny_models, tmp_path: Path, kv_dtype: str) -> None:
+    model = load_model(tiny_models["llama"], kv_dtype=kv_dtype)
+    sides: list[Side] = ["prefill", "decode", "split"]
+    history: list[int] = []
+    async with running_system(model, tmp_path, 16, 64) as system:
+        for turn, appended in enumerate(agent_turns(2, 5)):
+            history += appended
+            expected = await system.ask(history, "recompute")
+            for answer in (await system.ask(history, sides[turn % 3]), await system.ask(history, sides[(turn + 1) % 3], max_hits=2)):
+                assert answer.tokens == expected.tokens
+            history += expected.tokens
+            await system.settle()
+        again = await system.ask(history, "decode")
+        hit_blocks = again.usage.cached_tokens // 16
+        assert hit_blocks > 1
+        assert read_bytes(again.usage) == {"decode_node": hit_blocks * system.geometry.full_block_bytes}
