@@ -21,10 +21,15 @@ os.environ.setdefault("UCX_SYSV_ERROR_HANDLING", "y")
 for _name in [name for name in os.environ if name.startswith("DUALPATH__") or name == "DUALPATH_CONFIG"]:
     del os.environ[_name]  # the developer's own settings are no part of the tests
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from dualpath_ray.models.smollm2 import fetch  # noqa: E402
 from dualpath_ray.models.tiny import TinyKind, make_tiny_model  # noqa: E402
+
+# Machines that run tests are shared and slow at times: how long an example takes is not what a property test is about.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
