@@ -78,7 +78,10 @@ def _level(amount: int, queues: Sequence[float], speed: Sequence[float], limits:
 
 
 def _whole(amount: int, shares: Sequence[float], limits: Sequence[int], queues: Sequence[float], speed: Sequence[float]) -> list[int]:
-    """Round down, then give the remainder one by one to the source that would end first."""
+    """Round down, then give the remainder one by one to the source that would end first.
+
+    Rates that differ by more than floating point can tell may leave too much instead: it is taken back from the source that ends last.
+    """
     whole = [min(int(share), limit) for share, limit in zip(shares, limits, strict=True)]
     left = amount - sum(whole)
     chosen = [i for i, share in enumerate(shares) if share > 0]
@@ -87,4 +90,8 @@ def _whole(amount: int, shares: Sequence[float], limits: Sequence[int], queues: 
         best = min(open_sources, key=lambda i: ((queues[i] + whole[i] + 1) / speed[i], i))
         whole[best] += 1
         left -= 1
+    while left < 0:
+        last = max((i for i in chosen if whole[i]), key=lambda i: ((queues[i] + whole[i]) / speed[i], i))
+        whole[last] -= 1
+        left += 1
     return whole

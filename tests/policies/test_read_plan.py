@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policies.read_plan import ReadCandidate, plan_reads
@@ -67,6 +67,7 @@ def test_resident_blocks_come_from_dram_first() -> None:
     smallest=st.integers(1, 20),
     same_node=st.booleans(),
 )
+@example(5, [0, 0, 0, 0], [0.0, 2.2250738585072014e-308, 0.0, 0.0], [1, 0, 0, 0], {}, "split", 1, False)  # a level beyond exact floats
 def test_every_hit_block_exactly_once(hits, queues, rates, slots, resident, mode, smallest, same_node) -> None:  # type: ignore[no-untyped-def]
     nodes = [ReadCandidate(f"n{i}", q, r, s) for i, (q, r, s) in enumerate(zip(queues, rates, slots, strict=True))]
     request = demand("a", prompt=hits * 64 + 1, hit_blocks=hits, resident=resident)
