@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from actors.engine_process import ClusterProcess, Identity, endpoint_settings
-from actors.messages import ModelFacts
 from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
-from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.gateway import Gateway, GatewaySettings
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
-from dualpath_ray.stores.base import BlockStore
-from dualpath_ray.stores.directory import DirectorySettings
-from dualpath_ray.stores.emulated import EmulationSettings
-from dualpath_ray.stores.open import open_store
-from dualpath_ray.stores.s3 import S3Settings
+from dualpath_ray.store_keeper import StoreKeeper
+from dualpath_ray.stores.open import keeper_settings, open_store
 from policies.vocabulary import NodeLoad
 
 SMOOTHING = 0.3  # weight of the newest bandwidth sample
@@ -27,6 +22,7 @@ class StorageGatewayActor(ClusterProcess):
     def __init__(self, settings: Settings, identity: Identity) -> None:
         super().__init__(settings, identity)
         self._gateway: Gateway | None = None
+        self._keeper: StoreKeeper | None = None
         self._sampled_bytes = 0
         self._sampled_busy_s = 0.0
         self._bandwidth = 0.0
@@ -34,13 +30,15 @@ class StorageGatewayActor(ClusterProcess):
     async def _bring_up(self) -> str:
         """Open the store, register memory, report to the scheduler."""
         settings, geometry = self._settings, self._facts.geometry
-        store = _open_store(settings.storage, self._facts)
+        store = open_store(settings.storage, self._facts.geometry, self._facts.fingerprint)
         slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
         options = GatewaySettings(layer_groups=store.layer_groups())
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
         reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan)
         await gateway.start(reporter.index, lambda request_id, epoch: reporter.read(attempt_name(request_id, epoch)))
         self._gateway = gateway
+        self._keeper = StoreKeeper(store, keeper_settings(settings.storage), reporter.index, reporter.told)
+        self._keeper.start()
         reporter.start()
         return gateway.endpoint.agent_name
 
@@ -113,6 +111,7 @@ class StorageGatewayActor(ClusterProcess):
             "corrupt_blocks": gateway.stats.corrupt_blocks,
             "pushed_bytes": dict(gateway.endpoint.stats.pushed_bytes),
             "store": gateway.store.stats(),
+            "evicted_blocks": self._keeper.evicted_blocks if self._keeper is not None else 0,
         }
 
     async def metrics(self) -> str:
@@ -125,6 +124,19 @@ class StorageGatewayActor(ClusterProcess):
         for direction, verb in (("read", "read"), ("write", "written")):
             metrics.advance(metrics.store_bytes, store.get(f"{verb}_bytes", 0.0), direction=direction)
             metrics.advance(metrics.store_seconds, store.get(f"{direction}_seconds", 0.0), direction=direction)
+        for queue in ("read", "write"):
+            metrics.store_queue.labels(direction=queue).set(store.get(f"queued_{queue}s", 0.0))
+        metrics.store_used_bytes.set(gateway.store.budget.used_bytes)
+        metrics.store_capacity_bytes.set(gateway.store.budget.capacity_bytes or 0)
+        for reason, blocks in (
+            ("full", store.get("refused_writes", 0.0)),
+            ("failed", store.get("failed_writes", 0.0)),
+            ("lagging", gateway.stats.persist_skipped),
+        ):
+            metrics.advance(metrics.store_skipped_blocks, blocks, reason=reason)
+        if self._keeper is not None:
+            metrics.advance(metrics.store_evicted_blocks, self._keeper.evicted_blocks)
+            metrics.advance(metrics.store_evicted_bytes, self._keeper.evicted_bytes)
         metrics.advance(metrics.corrupt_blocks, gateway.stats.corrupt_blocks)
         metrics.advance(metrics.foreign_files, store.get("foreign_files", 0.0))
         metrics.leases.set(len(gateway.staging.leases))
@@ -134,17 +146,3 @@ class StorageGatewayActor(ClusterProcess):
         metrics.advance(metrics.persist_failures, gateway.stats.persist_failures + gateway.stats.persist_skipped)
         self._count_pushes(gateway.endpoint, hit_layers="staging->window", full_blocks="staging->staging", pool="staging->pool")
         return metrics.render()
-
-
-def _open_store(storage: StorageSettings, facts: ModelFacts) -> BlockStore:
-    directory = DirectorySettings(
-        io=storage.io, direct=storage.direct, layer_groups=storage.layer_groups, read_threads=storage.read_threads
-    )
-    s3 = S3Settings(
-        **storage.s3.model_dump(),
-        layer_groups=storage.layer_groups,
-        read_threads=storage.read_threads,
-        write_threads=storage.write_threads,
-    )
-    emulation = EmulationSettings(**storage.emulation.model_dump()) if storage.emulation.active else None
-    return open_store(storage.kind, storage.path, facts.geometry, facts.fingerprint, directory=directory, s3=s3, emulation=emulation)

@@ -40,6 +40,7 @@ class Reporter:
         self._finished: list[str] = []
         self._added: list[tuple[bytes, bytes]] = []
         self._removed: list[bytes] = []
+        self._told: list[asyncio.Future[None]] = []
         self._scheduler = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -73,6 +74,17 @@ class Reporter:
         self._added += added
         self._removed += removed
         self._wake.set()
+
+    async def told(self, timeout_s: float) -> bool:
+        """Wait until the scheduler has taken everything said so far; false when the time was up before."""
+        taken = asyncio.get_running_loop().create_future()
+        self._told.append(taken)
+        self._wake.set()
+        try:
+            await asyncio.wait_for(taken, timeout_s)
+        except TimeoutError:
+            return False
+        return True
 
     async def _run(self) -> None:
         while True:
@@ -110,6 +122,7 @@ class Reporter:
 
     async def _report(self) -> None:
         self._wake.clear()
+        told = len(self._told)
         sent = self._make(tuple(self._read), tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed))
         answer = await self._send(sent)
         if answer != self._scheduler:
@@ -120,6 +133,10 @@ class Reporter:
         del self._finished[: len(sent.finished)]
         del self._added[: len(sent.added)]
         del self._removed[: len(sent.removed)]
+        for taken in self._told[:told]:
+            if not taken.done():
+                taken.set_result(None)
+        del self._told[:told]
 
     def _make(
         self,

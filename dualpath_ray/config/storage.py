@@ -74,6 +74,16 @@ class StorageSettings(Section):
     layer_groups: Count = Field(default=4, description="Layer ranges that a read is cut into, so that the first layers arrive early.")
     read_threads: Count = Field(default=8, description="Reads that one gateway has under way at once.")
     write_threads: Count = Field(default=2, description="Writes that one gateway has under way at once.")
+    capacity_bytes: ByteSize | None = Field(
+        default=None,
+        ge=1 << 20,
+        description="What the directory, or the bucket below s3.prefix, may hold, e.g. 2TiB; what has not been used "
+        "for longest is removed in the background. Default: no bound.",
+    )
+    gc_interval_s: Seconds = Field(default=30.0, description="How often each gateway looks whether room must be made.")
+    orphan_age_s: Seconds = Field(
+        default=3600.0, description="Blocks whose parent is missing, and files of crashed writers, are removed when unused for this long."
+    )
     emulation: EmulationSettings = Field(default=EmulationSettings(), description="Emulate a slower device.")
 
 

@@ -15,6 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dualpath_ray.stores.budget import Budget
+from dualpath_ray.stores.inventory import Inventory
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -73,6 +76,23 @@ class BlockStore(Protocol):
 
     def remove(self, key: bytes) -> None:
         """Drop a block if it is there (used for corrupt ones)."""
+        ...
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """These blocks were used without being read here (another memory had them). What is read or written is noted by the store."""
+        ...
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no read is queued or under way; false when the time was up before."""
+        ...
+
+    @property
+    def budget(self) -> Budget:
+        """How full the place is; writes that do not fit fail with StoreError, and are counted as `refused_writes`."""
+        ...
+
+    def inventory(self) -> Inventory:
+        """The place as a whole, for its collector."""
         ...
 
     def layer_groups(self) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from dualpath_ray.errors import BlockCorruptError
@@ -147,3 +148,15 @@ class BlockFormat:
             expected = header.checksums[layer * CHECKSUM_BYTES : (layer + 1) * CHECKSUM_BYTES]
             if xxhash.xxh3_128_digest(view[layer * size : (layer + 1) * size]) != expected:
                 raise BlockCorruptError(header.key, f"block {header.key.hex()}: damaged data (checksum of layer {layer} differs)")
+
+
+def verify_whole(content: bytes, key: bytes, parent: bytes) -> None:
+    """Check a whole block with its header, of any model, padded to pages (a file) or not (an object). Raises BlockCorruptError."""
+    header = decode_header(content, key)
+    format = BlockFormat(header.geometry, "")
+    start = format.header_bytes
+    if (header.key, header.parent) != (key, parent):
+        raise BlockCorruptError(key, f"block {key.hex()}: it says that it is block {header.key.hex()} after {header.parent.hex()}")
+    if len(content) not in (start + format.payload_bytes, format.file_bytes):
+        raise BlockCorruptError(key, f"block {key.hex()}: truncated or padded: {len(content)} bytes, not {format.file_bytes}")
+    format.verify(header, np.frombuffer(content, dtype=np.uint8)[start : start + format.payload_bytes], 0, header.geometry.layers)

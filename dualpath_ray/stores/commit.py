@@ -88,11 +88,14 @@ class Committer:
         return outcomes, existing
 
     def holds(self, block: BlockBuffer) -> bool:
-        """Whether a sound file of that block is in place already (its header is checked, its data is not)."""
+        """Whether a sound file of that block is in place already (its header is checked, its data is not). It counts as used then, so
+        that no collector removes it because it had not been for long.
+        """
         try:
             with open(self._layout.path(block.key), "rb", buffering=0) as file:
                 page = file.read(self._format.header_bytes) or b""
                 self._format.check(page, os.fstat(file.fileno()).st_size, block.key, block.parent)
+                os.utime(file.fileno())
         except (OSError, BlockCorruptError):
             return False
         return True

@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from dualpath_ray.errors import BlockCorruptError, BlockMissingError, ConfigErro
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
+from dualpath_ray.stores.budget import Budget
 from dualpath_ray.stores.commit import Committer, store_error
 from dualpath_ray.stores.counters import Counters
+from dualpath_ray.stores.directory_inventory import DirectoryInventory
 from dualpath_ray.stores.directory_reader import DirectoryReader
 from dualpath_ray.stores.file_io import FileIO, PieceError, choose
 from dualpath_ray.stores.layout import DirectoryLayout
@@ -36,7 +39,7 @@ log = logging.getLogger(__name__)
 COUNTERS = (
     "read_bytes", "read_seconds", "verify_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks",
     "failed_writes", "missing_blocks", "corrupt_blocks", "quarantined_files", "read_errors", "foreign_files", "damaged_files",
-    "swept_files", "removed_blocks",
+    "swept_files", "removed_blocks", "refused_writes",
 )  # fmt: skip
 
 
@@ -44,6 +47,7 @@ COUNTERS = (
 class DirectorySettings:
     """`io` and `direct` restrict the ways of file I/O that are tried (see file_io.py). The queue bounds count batches of about
     `batch_bytes` for reads, blocks for writes. Bytes in flight are at most threads times `batch_bytes` (or one block, if larger).
+    `capacity_bytes` bounds what the directory may hold, `use_resolution_s` is how old a noted use may become before the next is noted.
     """
 
     io: Literal["auto", "nixl", "plain"] = "auto"
@@ -57,6 +61,8 @@ class DirectorySettings:
     max_open_files: int = 16_384
     write_yield_s: float = 0.02
     temporary_age_s: float = 3600.0
+    capacity_bytes: int | None = None
+    use_resolution_s: float = 60.0
 
 
 class DirectoryStore:
@@ -70,6 +76,7 @@ class DirectoryStore:
         self.batch_bytes = self.settings.batch_bytes
         self.format = BlockFormat(geometry, fingerprint)
         self.counters = Counters(*COUNTERS)
+        self.budget = Budget(self.settings.capacity_bytes)
         self._layout = DirectoryLayout(path)
         self.file_io = choose(path, self.settings.io, self.settings.direct)
         self._write_io = FileIO(self.file_io.engine, self.file_io.direct)
@@ -160,12 +167,25 @@ class DirectoryStore:
         except PieceError as error:
             raise self.block_failed(blocks[error.index], fds[error.index], error.cause) from error
         headers = []
+        noted_enough = time.time() - self.settings.use_resolution_s
         for block, fd, page in zip(blocks, fds, pages, strict=True):
             try:
-                headers.append(self.format.check(page.tobytes(), os.fstat(fd).st_size, block.key, block.parent))
+                status = os.fstat(fd)
+                headers.append(self.format.check(page.tobytes(), status.st_size, block.key, block.parent))
             except BlockCorruptError as error:
                 raise self.block_failed(block, fd, error) from None
+            if status.st_mtime < noted_enough:
+                with contextlib.suppress(OSError):  # a read-only store is still a store
+                    os.utime(fd)
         return headers
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            with contextlib.suppress(OSError):
+                os.utime(self._layout.path(key))
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        return self._no_reads.wait(timeout_s)
 
     def submit_reads(self, tasks: Sequence[Callable[[], None]]) -> None:
         with self._lock:
@@ -238,6 +258,9 @@ class DirectoryStore:
             elif self._queued_writes + len(blocks) > self.settings.max_queued_writes:
                 bound = self.settings.max_queued_writes
                 future.set_exception(OverloadedError(f"the block store's write queue is full ({self._queued_writes} blocks of {bound})"))
+            elif not self.budget.take(len(blocks) * self.format.file_bytes):
+                self.counters.add("refused_writes", len(blocks))
+                future.set_exception(StoreError(f"{self._layout.root} holds all of storage.capacity_bytes; older blocks are being removed"))
             else:
                 self._queued_writes += len(blocks)
                 for number in range(len(batches)):
@@ -253,6 +276,7 @@ class DirectoryStore:
             log.exception("a commit of the block store failed")
             outcomes, existing = [StoreError(f"writing blocks failed: {error!r}")] * len(batch), 0
         written = sum(outcome is None for outcome in outcomes) - existing
+        self.budget.give_back((len(batch) - written) * self.format.file_bytes)
         self.counters.add("written_blocks", written)
         self.counters.add("written_bytes", written * self.format.payload_bytes)
         self.counters.add("existing_blocks", existing)
@@ -261,10 +285,14 @@ class DirectoryStore:
 
     # ---- the rest
 
+    def inventory(self) -> DirectoryInventory:
+        return DirectoryInventory(self._layout.root)
+
     def remove(self, key: bytes) -> None:
         try:
             os.unlink(self._layout.path(key))
             self.counters.add("removed_blocks")
+            self.budget.give_back(self.format.file_bytes)
         except FileNotFoundError:
             return
         except OSError as error:

@@ -22,6 +22,8 @@ from typing import TypeVar
 from dualpath_ray.errors import BlockCorruptError, ConfigError, StoreError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, BlockStore, Bytes, StoredBlock
+from dualpath_ray.stores.budget import Budget
+from dualpath_ray.stores.inventory import Inventory
 
 T = TypeVar("T")
 
@@ -98,6 +100,19 @@ class EmulatedStore:
 
     def remove(self, key: bytes) -> None:
         self.inner.remove(key)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        self.inner.touch(keys)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        return self.inner.wait_idle(timeout_s)
+
+    @property
+    def budget(self) -> Budget:
+        return self.inner.budget
+
+    def inventory(self) -> Inventory:
+        return self.inner.inventory()
 
     def layer_groups(self) -> int:
         return self.inner.layer_groups()

@@ -2,6 +2,9 @@
 
     <root>/<first key byte, hex>/<key, hex>.kv1      a block (256 subdirectories; ".kv1" is format version 1)
     <root>/<first key byte, hex>/.<random>.kv1.tmp   a block on its way; old ones are left behind by crashes and swept
+    <root>/.collector                                whoever holds a lock on it makes room for all (directory_inventory.py)
+    <root>/.usage.json                               how full the directory was found
+    <root>/.writers/<gateway>                        what it has written since
     <root>/quarantine/                               damaged blocks, moved aside for a look; at most QUARANTINE_FILES
 
 Several processes share the directory, on this host and on others, so nothing here assumes to be alone.
@@ -33,13 +36,14 @@ def fsync_directory(folder: Path) -> None:
 
 
 class DirectoryLayout:
-    """Paths below one root, which is created if need be. Raises ConfigError when the process may not list, write or read there."""
+    """Paths below one root, made if need be and `create`. Raises ConfigError when the process may not list, write or read there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, create: bool = True) -> None:
         self.root = root
         probe = root / f".{uuid.uuid4().hex}{TEMPORARY}"
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            if create:
+                root.mkdir(parents=True, exist_ok=True)
             next(os.scandir(root), None)
             probe.write_bytes(b"")
             probe.unlink()

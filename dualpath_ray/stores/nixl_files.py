@@ -90,6 +90,8 @@ class NixlFiles:
     def adopt(self, fds: list[int], file_bytes: int) -> OpenFiles:
         """Register open files of `file_bytes` each; they belong to this object until `release`. Never fails: transfers would."""
         files = OpenFiles(fds)
+        if not fds:
+            return files
 
         def adopt() -> None:
             try:

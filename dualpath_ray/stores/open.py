@@ -1,37 +1,66 @@
-"""Opens the block store that the configuration names."""
+"""From the `storage` section of the configuration to the store, its inventory and its collector's settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.store_keeper import KeeperSettings
 from dualpath_ray.stores.base import BlockStore
+from dualpath_ray.stores.bucket_inventory import BucketInventory
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
+from dualpath_ray.stores.directory_inventory import DirectoryInventory
 from dualpath_ray.stores.emulated import EmulatedStore, EmulationSettings
-from dualpath_ray.stores.s3 import S3Settings, S3Store
+from dualpath_ray.stores.inventory import Inventory
+from dualpath_ray.stores.s3 import S3Settings, S3Store, connect, load_client
 
-KINDS = ("directory", "s3")
 
-
-def open_store(
-    kind: str,
-    path: str | Path,
-    geometry: KVGeometry,
-    fingerprint: str,
-    *,
-    directory: DirectorySettings | None = None,
-    s3: S3Settings | None = None,
-    emulation: EmulationSettings | None = None,
-) -> BlockStore:
-    """A store of one kind, behind an emulated device if `emulation` is given. Raises ConfigError or StoreError."""
-    if kind not in KINDS:
-        raise ConfigError(f"storage.kind is {kind!r}; it may be one of: {', '.join(KINDS)}")
+def open_store(storage: StorageSettings, geometry: KVGeometry, fingerprint: str) -> BlockStore:
+    """The store of one model, behind an emulated device if one is set. Raises ConfigError or StoreError."""
     store: BlockStore
-    if kind == "s3":
-        if s3 is None or not s3.bucket:
-            raise ConfigError("storage.kind s3 needs storage.s3.bucket")
-        store = S3Store(geometry, fingerprint, s3)
+    if storage.kind == "s3":
+        store = S3Store(geometry, fingerprint, s3_settings(storage))
     else:
-        store = DirectoryStore(Path(path).expanduser(), geometry, fingerprint, directory)
-    return store if emulation is None else EmulatedStore(store, geometry, emulation)
+        store = DirectoryStore(
+            Path(storage.path).expanduser(),
+            geometry,
+            fingerprint,
+            DirectorySettings(
+                io=storage.io,
+                direct=storage.direct,
+                layer_groups=storage.layer_groups,
+                read_threads=storage.read_threads,
+                write_threads=storage.write_threads,
+                temporary_age_s=storage.orphan_age_s,
+                capacity_bytes=storage.capacity_bytes,
+            ),
+        )
+    emulation = storage.emulation
+    return EmulatedStore(store, geometry, EmulationSettings(**emulation.model_dump())) if emulation.active else store
+
+
+def open_inventory(storage: StorageSettings) -> Inventory:
+    """All that lies in the configured place, whichever models it belongs to. Raises ConfigError."""
+    if storage.kind == "s3":
+        settings = s3_settings(storage)
+        where = f"bucket {settings.bucket} at {settings.endpoint or 'AWS'}"
+        return BucketInventory(load_client(), connect(settings), settings.prefix, where)
+    return DirectoryInventory(Path(storage.path).expanduser())
+
+
+def keeper_settings(storage: StorageSettings) -> KeeperSettings:
+    return KeeperSettings(storage.capacity_bytes, storage.gc_interval_s, storage.orphan_age_s)
+
+
+def s3_settings(storage: StorageSettings) -> S3Settings:
+    if not storage.s3.bucket:
+        raise ConfigError("storage.kind s3 needs storage.s3.bucket")
+    return S3Settings(
+        **storage.s3.model_dump(),
+        layer_groups=storage.layer_groups,
+        read_threads=storage.read_threads,
+        write_threads=storage.write_threads,
+        capacity_bytes=storage.capacity_bytes,
+    )

@@ -27,6 +27,7 @@ class OrderedWork:
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._closed = False
+        self._under_way = 0
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -34,6 +35,11 @@ class OrderedWork:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued or under way; false when the time was up before."""
+        with self._ready:
+            return self._ready.wait_for(lambda: not self._queue and not self._under_way, timeout_s)
 
     def submit(self, order: int, tasks: Sequence[Callable[[], None]]) -> None:
         """Queue tasks that must not raise; smaller `order` first, then first come first served.
@@ -47,7 +53,7 @@ class OrderedWork:
                 raise OverloadedError(f"the block store's queue is full ({len(self._queue)} of {self._max_queued})")
             for task in tasks:
                 heapq.heappush(self._queue, (order, next(self._numbers), task))
-            self._ready.notify(len(tasks))
+            self._ready.notify_all()
 
     def close(self) -> None:
         """End the threads when the queue is empty. Idempotent."""
@@ -65,7 +71,13 @@ class OrderedWork:
                         return
                     self._ready.wait()
                 _, _, task = heapq.heappop(self._queue)
+                self._under_way += 1
             try:
                 task()
             except Exception:
                 log.exception("a task of the block store failed")
+            finally:
+                with self._ready:
+                    self._under_way -= 1
+                    if not self._under_way and not self._queue:
+                        self._ready.notify_all()

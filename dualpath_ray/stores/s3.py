@@ -11,10 +11,12 @@ header of one version must not be given the data of another. The client (obstore
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import KEY_BYTES
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
+from dualpath_ray.stores.bucket_inventory import BucketInventory
+from dualpath_ray.stores.budget import Budget
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.ordered_work import OrderedWork
 from dualpath_ray.stores.s3_reader import S3Reader
@@ -36,19 +40,21 @@ log = logging.getLogger(__name__)
 
 COUNTERS = (
     "read_bytes", "read_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks", "failed_writes", "missing_blocks",
-    "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks",
+    "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks", "refused_writes", "unnoted_uses",
 )  # fmt: skip
 
 # Order of work: headers are small and gate everything, so they overtake data; were they to wait for the data of earlier requests, the
 # link would idle at each change of request. Data goes request by request.
 HEADERS_FIRST = 0
+MAX_USES = 100_000  # that wait to be written down
 
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
     """`endpoint` is a URL (`http://host:8333`), or empty for AWS. Without `anonymous`, credentials are those of the environment.
 
-    `read_threads` and `write_threads` are requests under way at once, the queue bounds count requests.
+    `read_threads` and `write_threads` are requests under way at once, the queue bounds count requests. A write waits for reads up to
+    `write_yield_s`. `capacity_bytes` bounds what lies below the prefix; uses are written down every `use_interval_s`.
     """
 
     bucket: str
@@ -62,6 +68,9 @@ class S3Settings:
     request_timeout_s: float = 30.0
     max_queued_reads: int = 65_536
     max_queued_writes: int = 4_096
+    write_yield_s: float = 0.02
+    capacity_bytes: int | None = None
+    use_interval_s: float = 60.0
 
 
 class S3Store:
@@ -76,12 +85,16 @@ class S3Store:
         self.counters = Counters(*COUNTERS)
         digest = hashlib.blake2b(fingerprint.encode() + b"\0" + geometry.signature(), digest_size=8).hexdigest()
         self._folder = f"{settings.prefix}/{digest}" if settings.prefix else digest
-        self._client = _client()
+        self._client = load_client()
         self._exists: type[Exception] = self._client.exceptions.AlreadyExistsError
-        self._bucket = bucket or _connect(settings)
+        self._bucket = bucket or connect(settings)
         self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
         self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
         self._turns = itertools.count(HEADERS_FIRST + 1)
+        self.budget = Budget(settings.capacity_bytes)
+        self._uses: set[bytes] = set()
+        self._uses_lock = threading.Lock()
+        self._uses_noted = time.monotonic()
 
     def register(self, arena: Bytes) -> None:
         """Nothing to do: bytes arrive in the client's memory and are copied."""
@@ -144,6 +157,7 @@ class S3Store:
             if last and failures:
                 future.set_exception(failures[0])
             elif last:
+                self.touch([block.key for block in blocks])
                 future.set_result(S3Reader(self, turn, blocks, [header for header in headers if header is not None]))
 
         if not blocks:
@@ -205,6 +219,7 @@ class S3Store:
                     self._put(blocks[index])
             except Exception as error:
                 self.counters.add("failed_writes")
+                self.budget.give_back(self._object_bytes)
                 outcomes[index] = error
             with lock:
                 left -= 1
@@ -215,19 +230,27 @@ class S3Store:
         if not blocks:
             future.set_result([])
             return future
+        if not self.budget.take(len(blocks) * self._object_bytes):
+            self.counters.add("refused_writes", len(blocks))
+            future.set_exception(StoreError(f"{self.where} holds all of storage.capacity_bytes; older blocks are being removed"))
+            return future
         try:
             self._writing.submit(0, [lambda i=i: put(i) for i in range(len(blocks))])  # type: ignore[misc]
         except (OverloadedError, StoreError) as error:
+            self.budget.give_back(len(blocks) * self._object_bytes)
             future.set_exception(error)
         return future
 
     def _put(self, block: BlockBuffer) -> None:
+        self.reading.wait_idle(self.settings.write_yield_s)
         header = self.format.encode(block.key, block.parent, self.format.checksums(block.data))
         try:
             path, body = self._path(block.key, block.parent), header + block.data.tobytes()
             self._client.put(self._bucket, path, body, mode="create", use_multipart=False)
         except self._exists:
             self.counters.add("existing_blocks")
+            self.budget.give_back(self._object_bytes)
+            self.touch([block.key])
             return
         except Exception as error:
             raise self._store_error(f"writing block {block.key.hex()}", error) from error
@@ -236,12 +259,47 @@ class S3Store:
 
     # ---- the rest
 
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Uses are collected, and written down by the writing threads from time to time."""
+        with self._uses_lock:
+            room = MAX_USES - len(self._uses)
+            self._uses.update(keys[:room])
+            self.counters.add("unnoted_uses", max(0, len(keys) - room))
+            due = time.monotonic() - self._uses_noted > self.settings.use_interval_s
+            if due:
+                self._uses_noted = time.monotonic()
+        if due:
+            with contextlib.suppress(OverloadedError, StoreError):
+                self._writing.submit(1, [self._note_uses])
+
+    def _note_uses(self) -> None:
+        with self._uses_lock:
+            keys, self._uses = list(self._uses), set()
+        if not keys:
+            return
+        try:
+            self.inventory().note_uses(keys)
+        except StoreError as error:
+            self.counters.add("unnoted_uses", len(keys))
+            log.warning("%s", error)
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        return self.reading.wait_idle(timeout_s)
+
+    def inventory(self) -> BucketInventory:
+        return BucketInventory(self._client, self._bucket, self.settings.prefix, self.where)
+
+    @property
+    def where(self) -> str:
+        return f"bucket {self.settings.bucket} at {self.settings.endpoint or 'AWS'}"
+
     def remove(self, key: bytes) -> None:
         try:
             for page in self._client.list(self._bucket, prefix=f"{self._folder}/{key.hex()}/"):
                 for entry in page:
                     self._client.delete(self._bucket, entry["path"])
                     self.counters.add("removed_blocks")
+                    self.budget.give_back(self._object_bytes)
         except FileNotFoundError:
             return
         except Exception as error:
@@ -255,13 +313,13 @@ class S3Store:
     def close(self) -> None:
         self.reading.close()
         self._writing.close()
+        self._note_uses()
 
     def _store_error(self, action: str, error: Exception) -> StoreError:
-        where = self.settings.endpoint or "AWS"
-        return StoreError(f"{action} failed: bucket {self.settings.bucket} at {where}: {str(error).splitlines()[0][:300]}")
+        return StoreError(f"{action} failed: {self.where}: {str(error).splitlines()[0][:300]}")
 
 
-def _client() -> Any:
+def load_client() -> Any:
     try:
         import obstore
     except ImportError:
@@ -269,7 +327,7 @@ def _client() -> Any:
     return obstore
 
 
-def _connect(settings: S3Settings) -> Any:
+def connect(settings: S3Settings) -> Any:
     """The bucket; nothing is sent yet."""
     from obstore.store import S3Store as Bucket
 

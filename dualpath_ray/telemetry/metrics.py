@@ -109,6 +109,17 @@ class Metrics:
         )
         self.store_bytes = self._counter("store", "bytes", "Bytes moved between the store and this gateway.", direction="read or write")
         self.store_seconds = self._counter("store", "seconds", "Time in which the store was at work.", direction="read or write")
+        self.store_queue = self._gauge("store_queue", "tasks", "Work that waits in the store's own queues.", direction="read or write")
+        self.store_used_bytes = self._gauge("store_used_bytes", "bytes", "What the store holds, as last found, and what was written since.")
+        self.store_capacity_bytes = self._gauge("store_capacity_bytes", "bytes", "storage.capacity_bytes; 0: no bound.")
+        self.store_skipped_blocks = self._counter(
+            "store_skipped_blocks",
+            "blocks",
+            "Blocks that were not stored: no room, the device failed, or writes lag behind.",
+            reason="full, failed or lagging",
+        )
+        self.store_evicted_blocks = self._counter("store_evicted_blocks", "blocks", "Blocks that this gateway removed to make room.")
+        self.store_evicted_bytes = self._counter("store_evicted", "bytes", "The same in bytes.")
         self.corrupt_blocks = self._counter("store_corrupt_blocks", "blocks", "Blocks that failed their checksum and were removed.")
         self.foreign_files = self._counter("store_foreign_files", "files", "Entries skipped when the store was scanned.")
 

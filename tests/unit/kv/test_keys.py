@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualpath_ray.kv.geometry import KVGeometry
-from dualpath_ray.kv.keys import KEY_BYTES, block_keys, root_key
+from dualpath_ray.kv.keys import KEY_BYTES, block_keys, is_root, root_key
 
 GEOMETRY = KVGeometry(layers=4, kv_heads=2, head_dim=8, block_tokens=4)
 ROOT = root_key("model", "tenant", GEOMETRY)
@@ -90,8 +90,13 @@ def test_keys_do_not_depend_on_how_tokens_are_held() -> None:
 
 def test_keys_are_the_same_for_ever() -> None:
     """Stores outlive releases: a change of these values makes every stored block unreadable and must be deliberate."""
-    assert ROOT.hex() == "c30446327748ab191e80c6c5488247b6"
-    assert [key.hex() for key in block_keys(ROOT, range(8), 4)] == ["4e65a9d597a0ad19173124f8e33e1dc7", "da013a68940531526c576b5385eb8dab"]
+    assert ROOT.hex() == "726f6f74fe41fd017824b9494d6c3761"
+    assert [key.hex() for key in block_keys(ROOT, range(8), 4)] == ["a0a34a16c39fc479bbb6a4aca91a2c04", "77b7600ca61371f25a0723d302118890"]
+
+
+def test_only_roots_look_like_roots() -> None:
+    assert is_root(ROOT) and is_root(root_key("other", "", GEOMETRY))
+    assert not any(is_root(key) for key in block_keys(ROOT, range(4000), 4))
 
 
 @pytest.mark.parametrize("change", [{"layers": 0}, {"kv_heads": 0}, {"head_dim": -1}, {"block_tokens": 0}, {"dtype": "int4"}])

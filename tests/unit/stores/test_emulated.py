@@ -11,15 +11,13 @@ import pytest
 from dualpath_ray.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError
 from dualpath_ray.stores import emulated
 from dualpath_ray.stores.base import BlockBuffer
+from dualpath_ray.stores.directory import DirectoryStore
 from dualpath_ray.stores.emulated import EmulatedStore, EmulationSettings, Link
-from dualpath_ray.stores.open import open_store
 from tests.unit.stores.conftest import FINGERPRINT, PAGED, emptied, make_blocks
 
 
 def slow(path: Path, **knobs: object) -> EmulatedStore:
-    store = open_store("directory", path, PAGED, FINGERPRINT, emulation=EmulationSettings(**knobs))  # type: ignore[arg-type]
-    assert isinstance(store, EmulatedStore)
-    return store
+    return EmulatedStore(DirectoryStore(path, PAGED, FINGERPRINT), PAGED, EmulationSettings(**knobs))  # type: ignore[arg-type]
 
 
 def load(store: EmulatedStore, blocks: list[BlockBuffer]) -> list[BlockBuffer]:
@@ -168,8 +166,3 @@ def test_close_ends_stalled_calls(tmp_path: Path) -> None:
 def test_impossible_knobs(knob: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(knob))):
         EmulationSettings(**knob)  # type: ignore[arg-type]
-
-
-def test_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"storage\.kind"):
-        open_store("memory", tmp_path, PAGED, FINGERPRINT)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, ConfigError, OverloadedError, StoreError
 from dualpath_ray.stores.open import open_store
 from dualpath_ray.stores.s3 import S3Settings, S3Store
@@ -185,7 +186,7 @@ def test_a_closed_store_refuses(open_s3: OpenS3) -> None:
 
 def test_settings_must_name_a_bucket() -> None:
     with pytest.raises(ConfigError, match=r"storage\.s3\.bucket"):
-        open_store("s3", "unused", PAGED, FINGERPRINT)
+        open_store(StorageSettings(kind="s3"), PAGED, FINGERPRINT)
 
 
 def test_an_unreachable_service_is_a_store_error() -> None:
