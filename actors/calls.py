@@ -7,19 +7,21 @@ none is retried by Ray; who owns the request decides on another attempt.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import ray
 from ray._private import state
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
+from ray.experimental import internal_kv
 
 from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, TransferError, UnansweredError
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock, PrefillOutcome, PrefillTask
 
 SCHEDULER = "scheduler"
 CALL_TIMEOUT_S = 30.0
+HEAD_TIMEOUT_S = 10.0
 GRACE_S = 5.0  # a call that has a deadline of its own gets this much longer to report it
 
 
@@ -49,7 +51,7 @@ class ActorCalls:
         try:
             return await asyncio.wait_for(reference, timeout_s)
         except TimeoutError:
-            raise UnansweredError(f"{name}.{method} did not answer within {timeout_s:.1f} s") from None
+            raise UnansweredError(f"{name}.{method} did not answer within {timeout_s:.1f} s", name) from None
         except RayError as error:
             raise self.translate(name, error) from error
 
@@ -76,11 +78,35 @@ class ActorCalls:
         except TransferError:
             return
 
-    def process_id(self, name: str) -> int | None:
-        """Process of an actor's current incarnation, as far as Ray knows; None while there is none."""
-        actor_id = self.handle(name)._actor_id.hex()
-        facts = state.actors(actor_id)  # Ray's public call for this needs the dashboard
-        return int(facts["Pid"]) if facts.get("State") == "ALIVE" else None
+    async def process(self, name: str) -> tuple[int, str] | None:
+        """Process and Ray node of an actor's current incarnation, as far as Ray knows; None while there is none. Raises DualPathError."""
+        try:
+            actor_id = self.handle(name)._actor_id.hex()
+        except TransferError:
+            return None
+        facts = await _ask_ray(state.actors, actor_id)  # Ray's public call for this needs the dashboard
+        return (int(facts["Pid"]), str(facts["Address"]["NodeID"])) if facts.get("State") == "ALIVE" else None
+
+    async def living_nodes(self) -> frozenset[str]:
+        """Ray nodes (hex ids) that Ray holds for alive. Raises DualPathError."""
+        nodes: list[dict[str, Any]] = await _ask_ray(ray.nodes)
+        return frozenset(node["NodeID"] for node in nodes if node["Alive"])
+
+    async def remember(self, key: str, value: bytes) -> None:
+        """Keep a value in Ray's head, beyond the life of any actor."""
+        await _ask_ray(internal_kv._internal_kv_put, f"{self._folder}{key}", value)
+
+    async def forget(self, key: str) -> None:
+        await _ask_ray(internal_kv._internal_kv_del, f"{self._folder}{key}")
+
+    async def recall(self) -> list[bytes]:
+        """All values that are remembered in this namespace."""
+        keys: list[bytes] = await _ask_ray(internal_kv._internal_kv_list, self._folder)
+        return [value for key in keys if (value := await _ask_ray(internal_kv._internal_kv_get, key)) is not None]
+
+    @property
+    def _folder(self) -> str:
+        return _folder(self.namespace)
 
     def kill(self, name: str) -> None:
         """End an actor's process; Ray starts another one. It gives a process that does not react 5 s before it uses SIGKILL."""
@@ -96,8 +122,27 @@ class ActorCalls:
         if isinstance(error, ActorDiedError):
             self._handles.pop(name, None)
         if isinstance(error, ActorDiedError | ActorUnavailableError):
-            return UnansweredError(f"actor {name} died or cannot be reached")
-        return UnansweredError(f"call to {name} failed: {error}")
+            return UnansweredError(f"actor {name} died or cannot be reached", name)
+        return UnansweredError(f"call to {name} failed: {error}", name)
+
+
+def _folder(namespace: str) -> str:
+    return f"dualpath/{namespace}/"
+
+
+def forget_all(namespace: str) -> None:
+    """Drop everything that was remembered in a namespace. Ray must be connected."""
+    internal_kv._internal_kv_del(_folder(namespace), del_by_prefix=True)
+
+
+async def _ask_ray(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Ask Ray's head, in a thread: it may be slow to answer. Raises UnansweredError."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(function, *arguments), HEAD_TIMEOUT_S)
+    except TimeoutError:
+        raise UnansweredError(f"Ray's head did not answer within {HEAD_TIMEOUT_S:.0f} s") from None
+    except Exception as error:  # of several kinds, none of them documented
+        raise UnansweredError(f"Ray's head cannot be asked: {error}") from error
 
 
 class GatewayProxy:

@@ -18,7 +18,7 @@ from typing import Any
 
 from actors.calls import SCHEDULER, ActorCalls
 from actors.messages import ModelFacts, Submission
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError
+from dualpath_ray.errors import BlockError, CancelledError, DeadlineExceededError, DualPathError, StoreError, UnansweredError
 from dualpath_ray.kv.keys import block_keys, root_key
 from dualpath_ray.messages import DecodeTask, Route
 from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationUsage
@@ -35,8 +35,8 @@ GRACE_S = 5.0
 class ClusterClient:
     """Use from one event loop. Any number of clients may serve one cluster."""
 
-    def __init__(self, namespace: str) -> None:
-        self._calls = ActorCalls(namespace)
+    def __init__(self, namespace: str, calls: ActorCalls | None = None) -> None:
+        self._calls = calls or ActorCalls(namespace)
         self._facts: ModelFacts | None = None
         self._metrics = Metrics()
 
@@ -99,7 +99,7 @@ class ClusterClient:
         deadline = started + request.timeout
         emitted: list[int] = []
         first_at = 0.0
-        epoch = 0
+        epoch, suspect, use_stored = 0, "", True
         pause_s = FIRST_PAUSE_S
         outcome = "failed"
         self._metrics.requests_active.inc()
@@ -113,7 +113,7 @@ class ClusterClient:
                         return
                     attempt = _attempt(request, emitted, deadline, span.carrier())
                     try:
-                        async with aclosing(self._attempt(attempt, epoch, facts)) as deltas:
+                        async with aclosing(self._attempt(attempt, epoch, facts, suspect, use_stored)) as deltas:
                             async for delta in deltas:
                                 first_at = first_at or time.monotonic()
                                 emitted += delta.tokens
@@ -128,6 +128,9 @@ class ClusterClient:
                         if not error.retryable or time.monotonic() + pause_s > deadline:
                             outcome = _outcome(error)
                             raise
+                        suspect = error.process if isinstance(error, UnansweredError) else ""
+                        # A damaged block is not found again; but where the store fails as a whole, computing all is the way out.
+                        use_stored &= not isinstance(error, StoreError) or isinstance(error, BlockError)
                     self._metrics.retries.inc()
                     epoch += 1
                     await asyncio.sleep(pause_s)
@@ -139,7 +142,9 @@ class ClusterClient:
             self._metrics.requests_active.dec()
             self._metrics.requests.labels(outcome=outcome).inc()
 
-    async def _attempt(self, request: GenerationRequest, epoch: int, facts: ModelFacts) -> AsyncGenerator[GenerationDelta, None]:
+    async def _attempt(
+        self, request: GenerationRequest, epoch: int, facts: ModelFacts, suspect: str, use_stored: bool
+    ) -> AsyncGenerator[GenerationDelta, None]:
         root = root_key(facts.fingerprint, request.block_salt, facts.geometry)
         keys = tuple(block_keys(root, request.tokens, facts.geometry.block_tokens))
         submission = Submission(
@@ -147,10 +152,11 @@ class ClusterClient:
             epoch,
             len(request.tokens),
             request.max_new_tokens,
-            keys,
+            keys if use_stored else (),
             request.tenant,
             request.priority,
             request.timeout,
+            suspect,
         )
         decode_engine = ""
         finished = False

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.calls import SCHEDULER, gateway_name
+from actors.calls import SCHEDULER, forget_all, gateway_name
 from actors.decode import DecodeActor
 from actors.engine_process import Identity
 from actors.gateway import StorageGatewayActor
@@ -215,6 +215,8 @@ class Cluster:
         for handle in self.actors.values():
             ray.kill(handle, no_restart=True)
         self.actors.clear()
+        if ray.is_initialized():
+            forget_all(self.namespace)
         if self.group is not None:
             remove_placement_group(self.group)
             self.group = None

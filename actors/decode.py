@@ -106,6 +106,7 @@ class DecodeActor(ClusterProcess):
         service.check_integrity()
         return {
             "idle": service.idle,
+            "phases": dict(service.phases()),
             "free_tokens": service.free_tokens,
             "pool_tokens": service.pool_tokens,
             "requests": service.stats.requests,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class ClusterProcess:
     role: Role | None = None  # None: a gateway
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
+        self._made_at = time.monotonic()
         service = self.role or "gateway"
         logs.setup(settings.telemetry, service, identity.engine_id)
         tracing.setup(settings.telemetry, service, identity.engine_id)
@@ -94,9 +96,19 @@ class ClusterProcess:
     ) -> Reporter:
         """A reporter for the service that `info` addresses; start it when the service can serve."""
         identity = self._identity
-        registration = Registration(identity.engine_id, identity.node_id, self.role, identity.actor_name, info, self._facts, os.getpid())
-        interval_s = self._settings.scheduling.report_interval_s
-        return Reporter(self._calls, registration, self._load, interval_s, active, scan, self._figures)
+        registration = Registration(
+            identity.engine_id,
+            identity.node_id,
+            self.role,
+            identity.actor_name,
+            info,
+            self._facts,
+            os.getpid(),
+            ray.get_runtime_context().get_node_id(),
+            time.monotonic() - self._made_at,
+        )
+        interval_s, health_s = self._settings.scheduling.report_interval_s, self._settings.cluster.health_timeout_s
+        return Reporter(self._calls, registration, self._load, interval_s, active, scan, self._figures, health_s)
 
 
 def facts_of(settings: Settings, identity: Identity) -> ModelFacts:

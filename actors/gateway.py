@@ -106,6 +106,8 @@ class StorageGatewayActor(ClusterProcess):
             "idle": gateway.idle,
             "free_slots": gateway.staging.free_slots,
             "total_slots": gateway.staging.total_slots,
+            "reading_tokens": gateway.read_queue_tokens,
+            "persisting_blocks": gateway.persisting_blocks,
             "read_bytes": gateway.stats.read_bytes,
             "persisted_blocks": gateway.stats.persisted_blocks,
             "corrupt_blocks": gateway.stats.corrupt_blocks,

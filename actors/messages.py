@@ -26,7 +26,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A process introduces itself (again, after it or the scheduler has been restarted). `peer.agent` tells incarnations apart."""
+    """A process introduces itself (again, after it or the scheduler has been restarted). `peer.agent` tells incarnations apart.
+
+    `ray_node` is the Ray node (hex id) it runs on; `start_s` the time from its constructor until it could serve.
+    """
 
     engine_id: str
     node_id: str
@@ -35,14 +38,21 @@ class Registration:
     peer: PeerInfo
     facts: ModelFacts
     pid: int
+    ray_node: str = ""
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The scheduler's answer. `send_index`: it knows no blocks yet, please tell it all that are durable."""
+    """The scheduler's answer. `send_index`: it knows no blocks yet, please tell it all that are durable.
+
+    `given_up`: this process was taken for dead, others have been told or soon will be; it must end itself.
+    """
 
     scheduler: str
+    pid: int
     send_index: bool = False
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Ask for a route. `keys` are the block keys of the prompt's complete blocks."""
+    """Ask for a route. `keys` are the block keys of the prompt's complete blocks.
+
+    `suspect`: actor that did not answer the attempt before; the scheduler looks after it first, instead of sending the request there again.
+    """
 
     request_id: str
     epoch: int
@@ -78,3 +91,4 @@ class Submission:
     tenant: str = ""
     priority: int = 0
     timeout_s: float = 60.0
+    suspect: str = ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from actors.calls import SCHEDULER, ActorCalls
@@ -19,8 +22,15 @@ REFUSED_PAUSE_S = 5.0
 MIN_PAUSE_S = 0.005  # changes within this time go out in one report
 
 
+def _end_process() -> None:
+    os._exit(1)
+
+
 class Reporter:
-    """Pushes a report when `changed` is called and at least every `interval_s`. Restarts of the scheduler are noticed and healed."""
+    """Pushes a report when `changed` is called and at least every `interval_s`. Restarts of the scheduler are noticed and healed.
+
+    A scheduler that has not answered for `health_timeout_s` is restarted. `end` ends this process.
+    """
 
     def __init__(
         self,
@@ -31,9 +41,12 @@ class Reporter:
         active: Callable[[], frozenset[str]] = frozenset,
         scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
         figures: Callable[[], Mapping[str, float]] = dict,
+        health_timeout_s: float = math.inf,
+        end: Callable[[], None] = _end_process,
     ) -> None:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
         self._active, self._scan, self._figures = active, scan, figures
+        self._health_timeout_s, self._end = health_timeout_s, end
         self._wake = asyncio.Event()
         self._read: list[str] = []
         self._prefilled: list[str] = []
@@ -42,6 +55,8 @@ class Reporter:
         self._removed: list[bytes] = []
         self._told: list[asyncio.Future[None]] = []
         self._scheduler = ""
+        self._scheduler_pid = 0
+        self._answered_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -92,11 +107,13 @@ class Reporter:
                 if not self._scheduler:
                     await self._register()
                 await self._report()
+                self._answered_at = time.monotonic()
             except ConfigError as error:
                 log.error("%s: the scheduler refuses this process: %s", self._registration.engine_id, error)
                 await asyncio.sleep(REFUSED_PAUSE_S)
                 continue
             except DualPathError as error:
+                await self._look_after_the_scheduler()
                 level = logging.DEBUG if error.retryable else logging.ERROR
                 log.log(level, "%s could not report to the scheduler: %s", self._registration.engine_id, error)
                 await asyncio.sleep(self._interval_s)
@@ -111,8 +128,25 @@ class Reporter:
             except TimeoutError:
                 continue
 
+    async def _look_after_the_scheduler(self) -> None:
+        """Who watches over all hangs itself: the same process has not answered for too long. Ray starts another one."""
+        if time.monotonic() - self._answered_at < self._health_timeout_s:
+            return
+        try:
+            process = await self._calls.process(SCHEDULER)
+            if process is not None and process[0] == self._scheduler_pid:
+                log.error("the scheduler has not answered for %.0f s: restarting it", time.monotonic() - self._answered_at)
+                self._calls.kill(SCHEDULER)
+        except DualPathError as error:
+            log.warning("the scheduler cannot be looked after: %s", error)
+        self._answered_at = time.monotonic()
+
     async def _register(self) -> None:
         welcome: Welcome = await self._calls.call(SCHEDULER, "register", self._registration, timeout_s=CALL_TIMEOUT_S)
+        if welcome.given_up:
+            log.critical("%s was taken for dead and ends: others may have its memory's place by now", self._registration.peer.agent)
+            self._end()
+        self._scheduler_pid = welcome.pid
         if welcome.send_index and self._scan is not None:
             blocks = await self._scan()
             for start in range(0, len(blocks), INDEX_PART):

@@ -1,7 +1,8 @@
 """The scheduler: routes for requests, the block index, the load view, and the health of everyone else.
 
-All its state is soft. Processes register and push; after a restart it answers reports of those it does not know with an empty
-name, whereupon they introduce themselves again, and one gateway sends the index. Decisions are `policies.core.SchedulerCore`'s.
+All its state is soft (but for who has registered: `actors.supervisor`). Processes register and push; after a restart it answers reports of
+those it does not know with an empty name, whereupon they introduce themselves again, and one gateway sends the index. Decisions are
+`policies.core.SchedulerCore`'s.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 from actors.calls import ActorCalls
 from actors.events import EventLog
 from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
+from actors.supervisor import Incarnation, Supervisor
 from dualpath_ray.config import Settings
-from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, DualPathError, InvalidRequestError, OverloadedError
+from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.kv.index import BlockIndex
 from dualpath_ray.messages import ReadPart, Route
 from dualpath_ray.telemetry import logs, tracing
@@ -32,17 +34,8 @@ from policies.vocabulary import Assignment, EngineLoad, RequestDemand
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-RECHECK_S = 1.0
 REQUESTS_SHOWN = 100
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
-
-
-@dataclass(slots=True)
-class _Process:
-    registration: Registration
-    reported_at: float
-    report: Report | None = None  # the last one
-    next_check: float = 0.0  # when to look again after a missing report was looked into
 
 
 @dataclass(slots=True)
@@ -82,19 +75,22 @@ class SchedulerActor:
         self._index = BlockIndex()
         self._index_sender = ""  # agent that has sent, or is sending, the whole index
         self._index_complete = False
-        self._processes: dict[str, _Process] = {}
+        self._events = EventLog()
+        self._supervisor = Supervisor(self._calls, settings, self._over, self._events.note)
         self._facts: ModelFacts | None = None
         self._waiting: dict[str, _Waiting] = {}
         self._assigned: dict[str, _Assigned] = {}
         self._metrics = Metrics()
-        self._events = EventLog()
         self._restarts = 0
+        self._starting = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Begin to watch over the others. Idempotent. Returns this incarnation's name."""
-        if self._ticker is None:
-            self._ticker = asyncio.get_running_loop().create_task(self._tick())
+        async with self._starting:
+            if self._ticker is None:
+                await self._supervisor.recall()
+                self._ticker = asyncio.get_running_loop().create_task(self._tick())
         return self._name
 
     # ---- processes
@@ -108,10 +104,9 @@ class SchedulerActor:
             raise ConfigError(
                 f"{registration.engine_id} serves another model or KV geometry than the rest of the cluster: {registration.facts}"
             )
-        known = self._processes.get(registration.engine_id)
-        if known is not None and known.registration.peer.agent != registration.peer.agent:
-            self._bury(known.registration)
-        self._processes[registration.engine_id] = _Process(registration, time.monotonic())
+        known = self._supervisor.current.get(registration.engine_id)
+        if not await self._supervisor.admit(registration):
+            return Welcome(self._name, os.getpid(), given_up=True)
         if known is None or known.registration.peer.agent != registration.peer.agent:
             self._events.note("joined", registration.engine_id, f"{registration.role or 'gateway'} of node {registration.node_id}")
         log.info("%s registered as %s", registration.engine_id, registration.peer.agent)
@@ -119,42 +114,36 @@ class SchedulerActor:
         send_index = registration.role is None and not self._index_complete and self._index_sender in ("", agent)
         if send_index:  # also again: the sender may not have heard our answer, or could not read its storage
             self._index_sender = agent
-        return Welcome(self._name, send_index)
+        return Welcome(self._name, os.getpid(), send_index)
 
-    def _bury(self, dead: Registration) -> None:
-        """An incarnation is known to be dead: nobody needs to wait for it, and what it served needs a new plan."""
+    def _over(self, over: Registration) -> None:
+        """An incarnation is over: what it served needs a new plan."""
         self._restarts += 1
-        role = dead.role or "gateway"
-        self._metrics.restarts.labels(role=role).inc()
-        self._events.note("died", dead.engine_id, "its process ended; another one has taken its place")
-        log.warning("%s (%s) has died", dead.engine_id, dead.peer.agent)
-        self._forget_process(dead)
+        self._metrics.restarts.labels(role=over.role or "gateway").inc()
+        self._events.note("died", over.engine_id, "its process ended, or its node is lost; another one takes its place")
+        self._forget_process(over)
 
-    def _forget_process(self, dead: Registration) -> None:
-        """Nothing of an incarnation is left: what it served needs a new plan, and nobody needs to wait for it."""
-        lost = self._core.remove_node(dead.node_id) if dead.role is None else self._core.remove_engine(dead.engine_id)
+    def _forget_process(self, over: Registration) -> None:
+        """Nothing is accounted to an incarnation any more."""
+        lost = self._core.remove_node(over.node_id) if over.role is None else self._core.remove_engine(over.engine_id)
         for attempt in lost:
             self._assigned.pop(attempt, None)
-        if dead.peer.agent == self._index_sender:
+        if over.peer.agent == self._index_sender:
             self._index_sender, self._index_complete = "", False
-        for process in self._processes.values():
-            if process.registration.engine_id != dead.engine_id:
-                self._calls.send(process.registration.actor_name, "peer_died", dead.peer.agent)
 
     async def report(self, report: Report) -> str:
         """Take a report. Returns this scheduler's name, or nothing if the sender must register first."""
-        process = self._processes.get(report.engine_id)
-        if process is None or process.registration.peer.agent != report.agent:
+        sender = self._supervisor.hear(report)
+        if sender is None:
             return ""
         now = time.monotonic()
-        process.reported_at, process.next_check, process.report = now, 0.0, report
         if report.removed:
             self._events.note("corrupt", report.engine_id, f"{len(report.removed)} blocks failed their checksum and are not used any more")
         self._index.add(report.added)
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
         for attempt in report.read:
-            self._core.reads_done(attempt, process.registration.node_id)
+            self._core.reads_done(attempt, sender.node_id)
         for attempt in report.prefilled:
             self._core.prefill_done(attempt)
             if attempt in self._assigned:
@@ -191,10 +180,10 @@ class SchedulerActor:
     async def retire(self, engine_ids: Sequence[str]) -> None:
         """Forget processes that have been ended on purpose. Unknown ones are ignored."""
         for engine_id in engine_ids:
-            process = self._processes.pop(engine_id, None)
-            if process is not None:
-                self._events.note("left", engine_id, f"{process.registration.role or 'gateway'} of node {process.registration.node_id}")
-                self._forget_process(process.registration)
+            retired = self._supervisor.retire(engine_id)
+            if retired is not None:
+                self._events.note("left", engine_id, f"{retired.role or 'gateway'} of node {retired.node_id}")
+                self._forget_process(retired)
 
     async def note(self, who: str, text: str) -> None:
         """Keep a sentence about scaling for the status."""
@@ -217,6 +206,8 @@ class SchedulerActor:
         facts = await self.describe()
         if submission.epoch:
             self._forget(attempt_name(submission.request_id, submission.epoch - 1))
+        if submission.suspect:
+            await self._supervisor.suspect(submission.suspect)
         size = facts.geometry.block_tokens
         stored_blocks = self._index.longest_match(submission.keys)
         hit_blocks = min(stored_blocks, (submission.prompt_tokens - 1) // size)
@@ -318,7 +309,7 @@ class SchedulerActor:
             decode_node=assignment.decode_node,
             hit_blocks=assignment.read_plan.blocks,
             reads=reads,
-            peers={name: self._processes[name].registration.peer for name in named},
+            peers={name: self._supervisor.current[name].registration.peer for name in named},
             queued_s=now - waiting.since,
         )
 
@@ -330,7 +321,7 @@ class SchedulerActor:
             try:
                 self._core.expire(time.monotonic())
                 self._drop_unconfirmed()
-                await self._check_health()
+                await self._supervisor.look_around()
                 self._rebalance()
                 self._decide()
             except Exception:
@@ -352,30 +343,7 @@ class SchedulerActor:
         for move in self._core.moves():
             request_id, _, epoch = move.request_id.rpartition("/")
             log.info("request %s is asked back from %s; %s would take it now", move.request_id, move.source, move.target)
-            self._calls.send(self._processes[move.source].registration.actor_name, "give_back", request_id, int(epoch))
-
-    async def _check_health(self) -> None:
-        """Ray restarts an actor whose process ended, but never notices a hung one: its reports stop, so we end it.
-
-        Only the incarnation that fell silent is ended. Another one that Ray has started in its place is left in peace while it loads its
-        model, unless that takes longer than a start may.
-        """
-        cluster, now = self._settings.cluster, time.monotonic()
-        for process in self._processes.values():
-            name, silent = process.registration.actor_name, now - process.reported_at
-            if silent < cluster.health_timeout_s or now < process.next_check:
-                continue
-            process.next_check = now + RECHECK_S
-            try:
-                replaced = self._calls.process_id(name) != process.registration.pid
-                if replaced and silent < cluster.health_timeout_s + cluster.start_timeout_s:
-                    continue
-                self._events.note("hung", process.registration.engine_id, f"no report for {silent:.0f} s: its process is ended")
-                log.error("%s has not reported for %.1f s: restarting it", process.registration.engine_id, silent)
-                process.next_check = now + cluster.start_timeout_s
-                self._calls.kill(name)
-            except DualPathError as error:
-                log.warning("%s has not reported for %.1f s: %s", process.registration.engine_id, silent, error)
+            self._calls.send(self._supervisor.current[move.source].registration.actor_name, "give_back", request_id, int(epoch))
 
     # ---- figures
 
@@ -385,6 +353,7 @@ class SchedulerActor:
         return {
             "time": time.time(),
             "scheduler": self._name,
+            "pid": os.getpid(),
             "model": self._facts.served_name if self._facts else "",
             "queued": self._core.queued,
             "running": self._core.running,
@@ -392,13 +361,14 @@ class SchedulerActor:
             "longest_wait_s": max((now - entry.since for entry in self._waiting.values()), default=0.0),
             "index_blocks": len(self._index),
             "restarts": self._restarts,
-            "processes": {name: self._process_status(process, now) for name, process in self._processes.items()},
+            "lost": list(self._supervisor.lost),
+            "processes": {name: self._process_status(incarnation) for name, incarnation in self._supervisor.current.items()},
             "requests": self._request_status(now),
             "events": self._events.documents(),
         }
 
-    def _process_status(self, process: _Process, now: float) -> dict[str, Any]:
-        registration, report = process.registration, process.report
+    def _process_status(self, incarnation: Incarnation) -> dict[str, Any]:
+        registration, report = incarnation.registration, incarnation.report
         return {
             "role": registration.role or "gateway",
             "node": registration.node_id,
@@ -406,7 +376,8 @@ class SchedulerActor:
             "agent": registration.peer.agent,
             "actor": registration.actor_name,
             "pid": registration.pid,
-            "report_age_s": now - process.reported_at,
+            "start_s": registration.start_s,
+            "report_age_s": incarnation.silent_s,
             "load": asdict(report.load) if report else {},
             "figures": dict(report.figures) if report else {},
         }
@@ -441,9 +412,8 @@ class SchedulerActor:
     async def metrics(self) -> str:
         self._metrics.queued_requests.set(self._core.queued)
         self._metrics.index_blocks.set(len(self._index))
-        now = time.monotonic()
-        for name, process in self._processes.items():
-            self._metrics.report_age.labels(reporter=name).set(now - process.reported_at)
+        for name, incarnation in self._supervisor.current.items():
+            self._metrics.report_age.labels(reporter=name).set(incarnation.silent_s)
         return self._metrics.render()
 
     async def process_id(self) -> int:

@@ -10,13 +10,12 @@ import numpy as np
 
 from dualpath_ray.decode_calls import Directory, GatewayCalls
 from dualpath_ray.decode_flow import Flow
-from dualpath_ray.errors import DualPathError, TransferError
+from dualpath_ray.errors import DualPathError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import BlockLoad, Forward, LeaseGrant, LeaseRequest, PrefillTask, ReadPart
 from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
-from dualpath_ray.transfer.memory import PeerInfo
 from dualpath_ray.transfer.sink import HitSource
 
 
@@ -52,11 +51,11 @@ class Arming:
             timeout_s=flow.time_left(),
             trace=request.trace,
             epoch=route.epoch,
+            gateway=gateway_peer.agent,
         )
         asked_at = time.monotonic()
         with tracing.span("decode.arm", request.trace, engine=flow.task.route.decode_engine, blocks=local.blocks):
             grant = flow.lease = await self._lease(route.decode_node, local)
-            _check_incarnation(grant, gateway_peer)
             # The decode node's slots always come first, so that no request waits for them while it holds slots of another node.
             for node_id in sorted(readers):
                 await self._lease_remote(flow, grant, node_id)
@@ -80,6 +79,7 @@ class Arming:
             request.resumed_tokens,
             flow.time_left(),
             request.trace,
+            prefill_peer.agent,
         )
         flow.prefilling = True
         with tracing.span("prefill", request.trace, engine=route.prefill_engine, cached_tokens=prefill.cached_tokens):
@@ -115,10 +115,10 @@ class Arming:
             timeout_s=flow.time_left(),
             trace=request.trace,
             epoch=route.epoch,
+            gateway=route.peers[node_id].agent,
         )
         remote = await self._lease(node_id, wanted)
         flow.remote_leases[node_id] = remote.lease_id
-        _check_incarnation(remote, route.peers[node_id])
 
     def _placed(self, flow: Flow, grant: LeaseGrant) -> list[tuple[ReadPart, int, tuple[int, ...]]]:
         """Each read part with its lease and the positions of its blocks in that lease."""
@@ -152,9 +152,3 @@ class Arming:
         task = asyncio.get_running_loop().create_task(self._give_back(gateway, flow_name, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _check_incarnation(grant: LeaseGrant, expected: PeerInfo) -> None:
-    """The lease must be the incarnation's that the route, and so every other process, knows."""
-    if grant.agent != expected.agent:
-        raise TransferError(f"{expected.engine_id} has been restarted since the request was assigned")

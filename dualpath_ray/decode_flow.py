@@ -41,5 +41,16 @@ class Flow:
     def name(self) -> str:
         return self.task.request.request_id
 
+    @property
+    def phase(self) -> str:
+        """How far the request has come, for diagnosis."""
+        if self.running:
+            return "decoding"
+        if self.delivery is not None:
+            return "handing_over"
+        if self.prefilling:
+            return "prefilling"
+        return "ending" if self.tokens else "arming"
+
     def time_left(self) -> float:
         return max(0.001, self.deadline - time.monotonic())

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
@@ -117,6 +118,10 @@ class DecodeService:
     @property
     def unfinished_requests(self) -> int:
         return len(self._flows)
+
+    def phases(self) -> Counter[str]:
+        """Requests in each phase (`Flow.phase`)."""
+        return Counter(flow.phase for flow in self._flows.values())
 
     @property
     def unfinished_tokens(self) -> int:

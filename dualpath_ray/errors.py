@@ -44,7 +44,17 @@ class TransferError(DualPathError):
 
 
 class UnansweredError(TransferError):
-    """A call to another process got no answer: whether it was, is being or will be carried out is unknown."""
+    """A call to another process got no answer: whether it was, is being or will be carried out is unknown.
+
+    `process` is the name of the actor that was called, for whoever looks after it.
+    """
+
+    def __init__(self, message: str, process: str = "") -> None:
+        super().__init__(message)
+        self.process = process
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (str(self), self.process)
 
 
 class StaleEpochError(DualPathError):

@@ -132,8 +132,10 @@ class Gateway:
         """Lend slots, in order of asking, and start the request's loads.
 
         Raises InvalidRequestError if the arena is too small for ever, OverloadedError if too many wait already,
-        DeadlineExceededError if no slots came free in time.
+        DeadlineExceededError if no slots came free in time, StaleEpochError if another incarnation of this gateway is meant.
         """
+        if request.gateway not in ("", self.endpoint.agent_name):
+            raise StaleEpochError(f"gateway {self.node_id} has been restarted since the request was assigned")
         if request.blocks > self.staging.total_slots:
             raise InvalidRequestError(
                 f"the request needs {request.blocks} staging slots, gateway {self.node_id} has {self.staging.total_slots}: "
@@ -394,6 +396,11 @@ class Gateway:
     def oldest_lease_s(self) -> float:
         """Age of the lease that holds its slots for the longest time; 0 without any."""
         return max((time.monotonic() - lease.granted_at for lease in self.staging.leases), default=0.0)
+
+    @property
+    def persisting_blocks(self) -> int:
+        """Blocks that are being made durable."""
+        return self._persist_queue_blocks
 
     @property
     def idle(self) -> bool:

@@ -123,12 +123,11 @@ class Persister:
             peers=(self._endpoint.info,),
             timeout_s=LEASE_TIMEOUT_S,
             draining=True,
+            gateway=peer.agent,
         )
         grant = await gateway.lease(wanted)
         error: DualPathError | None = None
         try:
-            if grant.agent != peer.agent:
-                raise DualPathError(f"gateway {peer.engine_id} has been restarted")
             await self._push(grant, batch)
             self.pushed_blocks += len(batch)
         except DualPathError as raised:

@@ -192,6 +192,8 @@ class PrefillService:
 
         The same holds, as far as it got, when it raises: no byte of this request is under way then.
         """
+        if task.engine not in ("", self.endpoint.agent_name):
+            raise StaleEpochError(f"prefill engine {self.engine_id} has been restarted since the request was assigned")
         if len(self._jobs) >= self.settings.max_requests:
             raise OverloadedError(
                 f"prefill engine {self.engine_id} holds {len(self._jobs)} requests, the most that prefill.max_requests allows"

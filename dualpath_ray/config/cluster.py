@@ -41,6 +41,11 @@ class ClusterSettings(Section):
         default=20.0,
         description="A process whose load reports have stopped for this long is killed and started again (Ray never notices a hung actor).",
     )
+    node_fence_s: Seconds = Field(
+        default=75.0,
+        description="When Ray has lost a node, how long processes there may live on: memory they could write to is kept until then. More "
+        "than Ray's RAY_gcs_rpc_server_reconnect_timeout_s (60 s), after which a node that is cut off ends itself.",
+    )
     snic_bandwidth: ByteSize = Field(
         default=ByteSize(0),
         description="A node's storage NIC in bytes/s. With cnic_bandwidth, the ratio of nodes is checked; 0: not known.",

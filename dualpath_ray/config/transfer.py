@@ -34,6 +34,11 @@ class TransferSettings(Section):
     idle_poll_s: Seconds = Field(default=0.002, description="Pause between looks when nothing has happened for linger_s.")
     linger_s: Delay = Field(default=0.02, description="How long a process goes on looking often after the last event.")
     push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")
+    late_write_s: Delay = Field(
+        default=1.0,
+        description="Bytes that a process had handed to the network may arrive for this long after its death: memory it could write to is "
+        "reused only then. On TCP between hosts longer than UCX_TCP_USER_TIMEOUT, which bounds how long the kernel goes on sending.",
+    )
     max_post_bytes: ByteSize = Field(
         default=ByteSize(8 << 20),
         gt=0,

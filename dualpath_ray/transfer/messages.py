@@ -47,11 +47,15 @@ class CloseStream(msgspec.Struct, tag=True, frozen=True, array_like=True):
 
 
 class StreamClosed(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """Source to sink: no push of this stream is under way or will follow. `error` says why if it ended before its last layer."""
+    """Source to sink: no push of this stream is under way or will follow. `error` says why if it ended before its last layer.
+
+    `bad_key`: that block was damaged; `store`: the store failed as a device.
+    """
 
     stream: int
     error: str | None = None
     bad_key: bytes | None = None
+    store: bool = False
 
 
 class Quiesce(msgspec.Struct, tag=True, frozen=True, array_like=True):

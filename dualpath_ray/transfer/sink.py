@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, TransferError
+from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, StoreError, TransferError
 from dualpath_ray.transfer.endpoint import Endpoint, Push
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 
@@ -294,7 +294,7 @@ class LayerSink:
             stream.closed = True
             feed, gate = stream.feed, stream.feed.gate
             if message.error is not None:
-                error: DualPathError = TransferError(message.error)
+                error: DualPathError = StoreError(message.error) if message.store else TransferError(message.error)
                 if message.bad_key is not None:
                     error = BlockCorruptError(message.bad_key, message.error)
                 feed.fail(error)

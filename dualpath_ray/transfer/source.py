@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dualpath_ray.errors import BlockError, DualPathError
+from dualpath_ray.errors import BlockError, DualPathError, StoreError
 from dualpath_ray.transfer.endpoint import Endpoint, Push
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 
@@ -39,6 +39,7 @@ class _Stream:
     closing: bool = False
     error: str | None = None
     bad_key: bytes | None = None
+    store_failed: bool = False
 
 
 class StreamSource:
@@ -118,6 +119,7 @@ class StreamSource:
             return
         if leased.error is not None:
             stream.bad_key = leased.error.key if isinstance(leased.error, BlockError) else None
+            stream.store_failed = isinstance(leased.error, StoreError)
             self._close(stream, str(leased.error))
             return
         if not stream.announced and leased.layers_ready:
@@ -157,7 +159,7 @@ class StreamSource:
         stream.credits.clear()
         if stream.under_way or self._streams.pop((stream.sink, stream.number), None) is None:
             return
-        self._endpoint.send(stream.sink, StreamClosed(stream.number, stream.error, stream.bad_key))
+        self._endpoint.send(stream.sink, StreamClosed(stream.number, stream.error, stream.bad_key, stream.store_failed))
         self._quiet_if_unused(stream.lease)
 
     def _forget(self, sink: str) -> None:

@@ -48,11 +48,14 @@ def _run(*command: str) -> str:
 
 
 class Network:
-    """A context manager: namespaces and links exist inside it, and nothing of them after it."""
+    """A context manager: namespaces and links exist inside it, and nothing of them after it.
 
-    def __init__(self, spec: TestbedSpec) -> None:
+    With the `owner` of a testbed that exists, an object that is not entered works on that one.
+    """
+
+    def __init__(self, spec: TestbedSpec, owner: int | None = None) -> None:
         self.spec = spec
-        self._owner = os.getpid()
+        self.owner = owner or os.getpid()
 
     def __enter__(self) -> Self:
         reason = unavailable()
@@ -67,10 +70,10 @@ class Network:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        remove(self._owner)
+        remove(self.owner)
 
     def namespace(self, host: str) -> str:
-        return f"{PREFIX}{self._owner}-{host}"
+        return f"{PREFIX}{self.owner}-{host}"
 
     def port(self, host: str, nic: str) -> str:
         """The switch's end of a host's link."""

@@ -38,7 +38,14 @@ class RayNodes:
     def start(self) -> None:
         """Start the head, then the others at once; returns when all have joined."""
         self._wait({HEAD: self._start(HEAD, ["--head", "--port", str(PORT), "--include-dashboard=false"])})
-        self._wait({host: self._start(host, ["--address", self.address]) for host in self._network.spec.workers})
+        self._wait({host: self._join(host) for host in self._network.spec.workers})
+
+    def start_worker(self, host: str) -> None:
+        """Start the Ray of a host whose processes have ended; returns when it has joined."""
+        self._wait({host: self._join(host)})
+
+    def _join(self, host: str) -> subprocess.Popen[bytes]:
+        return self._start(host, ["--address", self.address])
 
     def _start(self, host: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         command = [

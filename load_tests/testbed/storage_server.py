@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from load_tests.testbed.errors import TestbedError
 from load_tests.testbed.network import Network
@@ -55,8 +58,8 @@ class StorageServer:
         self._log = folder / "weed.log"
 
     def start(self, buckets: list[str]) -> None:
-        """Start the server and make the buckets; returns when a PUT into each works."""
-        (self._folder / "data").mkdir(parents=True)
+        """Start the server (again), and make the buckets; returns when a PUT into each works."""
+        (self._folder / "data").mkdir(parents=True, exist_ok=True)
         host = self._network.spec.address(STORAGE, "snic")
         command = ["sh", "-c", PRIVATE_TMP, weed(), str(self._folder)]
         command += ["server", "-dir=/tmp/data", f"-ip={host}", "-ip.bind=0.0.0.0", "-filer", "-s3", f"-s3.port={PORT}"]
@@ -64,6 +67,15 @@ class StorageServer:
         with self._log.open("wb") as log:
             self._network.popen(STORAGE, command, stdout=log, stderr=log, cwd=self._folder)
         self._until_it_takes(buckets)
+
+    def pids(self) -> list[int]:
+        """Processes of the server."""
+        found = []
+        for pid in self._network.pids(STORAGE):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if Path(psutil.Process(pid).exe()).name == "weed":
+                    found.append(pid)
+        return found
 
     def make_bucket(self, bucket: str) -> None:
         self._until_it_takes([bucket])

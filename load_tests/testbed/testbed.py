@@ -75,15 +75,19 @@ class Testbed:
 
 
 @contextlib.contextmanager
-def open_testbed(spec: TestbedSpec, buckets: Sequence[str] = (), scratch: Path | None = None) -> Iterator[Testbed]:
-    """A running testbed. Leaves no namespace, process or file behind, also when it is interrupted. Raises TestbedError."""
+def open_testbed(
+    spec: TestbedSpec, buckets: Sequence[str] = (), scratch: Path | None = None, ray_env: Mapping[str, str] | None = None
+) -> Iterator[Testbed]:
+    """A running testbed; `ray_env` are variables for Ray's processes.
+
+    Leaves no namespace, process or file behind, also when it is interrupted. Raises TestbedError."""
     folder = Path(tempfile.mkdtemp(prefix="dpt", dir=scratch))  # short: it holds the paths of Unix sockets
     try:
         with _interruptible(), Network(spec) as network:
             storage = StorageServer(network, folder / "s3")
             (folder / "s3").mkdir()
             storage.start(list(buckets) or ["kvcache"])
-            ray = RayNodes(network, folder)
+            ray = RayNodes(network, folder, ray_env)
             ray.start()
             with NicCounters(network) as counters:
                 yield Testbed(spec, network, storage, ray, counters, folder)

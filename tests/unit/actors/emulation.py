@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.messages import ModelFacts, Registration, Report, Submission
 from actors.scheduler import SchedulerActor
+from actors.supervisor import Supervisor
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import DeadlineExceededError, TransferError
 from dualpath_ray.kv.geometry import KVGeometry
@@ -35,10 +36,18 @@ class DirectCalls:
         self.meanwhile: Callable[[], None] | None = None  # done once, while a report of something finished is under way
         self.called: list[tuple[str, tuple[Any, ...]]] = []
         self.pids: dict[str, int | None] = {}  # actor -> its process now, 1 unless set
+        self.nodes = frozenset([""])  # Ray nodes that live
+        self.remembered: dict[str, bytes] = {}
         self.killed: list[str] = []
 
     async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = 1.0) -> Any:
         await asyncio.sleep(0)
+        if method == "peer_died":
+            if self.lose_call == method:
+                self.lose_call = ""
+                raise TransferError(f"{name} cannot be reached")
+            self.sent.append((name, method, arguments))
+            return None
         if self.scheduler is None or method == self.lose_call:
             self.lose_call = ""
             raise TransferError("the scheduler cannot be reached")
@@ -52,8 +61,21 @@ class DirectCalls:
             raise DeadlineExceededError("no answer")
         return result
 
-    def process_id(self, name: str) -> int | None:
-        return self.pids.get(name, 1)
+    async def process(self, name: str) -> tuple[int, str] | None:
+        pid = self.pids.get(name, 1)
+        return None if pid is None else (pid, "")
+
+    async def living_nodes(self) -> frozenset[str]:
+        return self.nodes
+
+    async def remember(self, key: str, value: bytes) -> None:
+        self.remembered[key] = value
+
+    async def forget(self, key: str) -> None:
+        self.remembered.pop(key, None)
+
+    async def recall(self) -> list[bytes]:
+        return list(self.remembered.values())
 
     def kill(self, name: str) -> None:
         self.killed.append(name)
@@ -66,7 +88,7 @@ def make_scheduler(**scheduling: Any) -> tuple[SchedulerActor, DirectCalls]:
     """A scheduler whose messages to others are kept in the second value's `sent`."""
     scheduler = SchedulerActor(Settings.model_validate({"scheduling": scheduling}), "unit-test")
     calls = DirectCalls()
-    scheduler._calls = calls  # type: ignore[assignment]
+    scheduler._calls = scheduler._supervisor.calls = calls  # type: ignore[assignment]
     return scheduler, calls
 
 
@@ -102,3 +124,18 @@ async def bring_up(scheduler: SchedulerActor) -> None:
 
 def submission(request_id: str = "r", epoch: int = 0, prompt: int = 100, keys: tuple[bytes, ...] = (), **fields: Any) -> Submission:
     return Submission(request_id, epoch, prompt, fields.pop("max_new_tokens", 10), keys, **fields)
+
+
+async def pass_time(supervisor: Supervisor, seconds: float, heard: frozenset[str] = frozenset()) -> None:
+    """Let a supervisor look around when everyone but `heard` has been silent for `seconds` more."""
+    for incarnation in [*supervisor.current.values(), *supervisor._past.values()]:
+        if incarnation.registration.engine_id not in heard:
+            incarnation.heard_at -= seconds
+        incarnation.next_check -= seconds
+        if incarnation.over_since is not None:
+            incarnation.over_since -= seconds
+    for vacancy in supervisor._vacant.values():
+        vacancy.since -= seconds
+    await supervisor.look_around()
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 
 from actors import reporter as module
+from actors.calls import SCHEDULER
 from actors.reporter import Reporter
 from dualpath_ray.errors import StoreError
 from tests.unit.actors.emulation import FACTS, DirectCalls, load, make_scheduler, registration, stop
@@ -24,12 +26,15 @@ class Process:
         self.stored: list[tuple[bytes, bytes]] = []
         self.scan_error: Exception | None = None
         self.calls = DirectCalls()
+        self.ended = asyncio.Event()
         self.reporter = Reporter(
             self.calls,  # type: ignore[arg-type]
             registration("p0", "p0", None),
             lambda: load("p0", "p0", None),
             interval_s=0.005,
             scan=self.scan,
+            health_timeout_s=0.1,
+            end=lambda: self.ended.set(),
         )
 
     async def scan(self) -> list[tuple[bytes, bytes]]:
@@ -152,3 +157,24 @@ async def test_events_that_happen_while_a_report_is_under_way_go_out_with_the_ne
     process.reporter.index(CHAIN[:1], [])
     process.reporter.start()
     await process.until(lambda: process.heard("finished") == ["a/0", "b/0"] and len(process.known) == len(CHAIN))
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+async def test_a_scheduler_that_does_not_answer_is_restarted_unless_that_has_happened(process: Process, same_process: bool) -> None:
+    process.reporter.start()
+    await process.until(lambda: bool(process.calls.called))
+    process.calls.pids[SCHEDULER] = os.getpid() if same_process else 1
+    scheduler, process.calls.scheduler = process.calls.scheduler, None
+    await asyncio.sleep(0.3)
+    assert bool(process.calls.killed) == same_process
+    process.calls.scheduler = scheduler
+
+
+async def test_a_process_that_was_taken_for_dead_ends_itself(process: Process) -> None:
+    assert process.calls.scheduler is not None
+    supervisor = process.calls.scheduler._supervisor
+    process.reporter.start()
+    await process.until(lambda: "p0" in supervisor.current)
+    incarnation = supervisor.current.pop("p0")
+    supervisor._end(incarnation)
+    await asyncio.wait_for(process.ended.wait(), 5)

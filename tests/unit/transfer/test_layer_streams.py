@@ -246,7 +246,7 @@ def test_a_load_that_fails_before_the_batch_is_formed_fails_the_feed(cluster: Cl
     chunk = Chunk(cluster, (3, 3), 1, layers_ready=0)
     feed = chunk.open()
     cluster.nodes[0].source.load_failed(chunk.leases[0], StoreError("the disk is gone"))
-    with pytest.raises(TransferError, match="the disk is gone"):
+    with pytest.raises(StoreError, match="the disk is gone"):
         feed.ready.result(WAIT_S)
     cluster.sink.close(feed)
     cluster.settle()
@@ -405,7 +405,7 @@ def test_random_schedules_end_with_nothing_left(seed: int) -> None:
                 batch.result = engine.submit(batch.run)  # type: ignore[attr-defined]
             for batch, fails in batches:
                 error = batch.result.exception(WAIT_S)  # type: ignore[attr-defined]
-                assert error is None or (fails and isinstance(error, TransferError)), error
+                assert error is None or (fails and isinstance(error, StoreError)), error
         cluster.settle()
         for batch, _ in batches:
             for chunk in batch.chunks:

@@ -1,0 +1,61 @@
+"""What a client asks for after an attempt has failed. The cluster is emulated: it fails as told, then answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from actors.client import ClusterClient
+from actors.messages import Submission
+from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError, UnansweredError
+from dualpath_ray.messages import Route
+from dualpath_ray.requests import GenerationDelta, GenerationRequest
+from tests.unit.actors.emulation import BLOCK, FACTS
+
+PROMPT = tuple(range(2 * BLOCK + 1))
+
+
+class FailingCluster:
+    """Emulates `actors.calls.ActorCalls` and a cluster behind it: attempts raise `errors`, one each, and then are answered."""
+
+    def __init__(self, *errors: DualPathError) -> None:
+        self.errors = list(errors)
+        self.submissions: list[Submission] = []
+
+    async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = 1.0) -> Any:
+        if method == "describe":
+            return FACTS
+        (submission,) = arguments
+        self.submissions.append(submission)
+        return Route(submission.request_id, submission.epoch, "prefill-0", "decode-0", "p0", "d0", len(submission.keys), (), {})
+
+    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[GenerationDelta, None]:
+        if self.errors:
+            raise self.errors.pop(0)
+        yield GenerationDelta((7,), "length")
+
+    def send(self, name: str, method: str, *arguments: Any) -> None:
+        return
+
+
+async def ask(cluster: FailingCluster) -> list[Submission]:
+    client = ClusterClient("unit-test", cluster)  # type: ignore[arg-type]
+    deltas = [delta async for delta in client.generate(GenerationRequest("r", PROMPT, 1))]
+    assert [delta.tokens for delta in deltas] == [(7,)]
+    return cluster.submissions
+
+
+@pytest.mark.parametrize(
+    ("error", "hits"), [(StoreError("503"), 0), (BlockCorruptError(b"key", "damaged"), 2), (TransferError("no way"), 2)]
+)
+async def test_only_a_store_that_fails_as_a_whole_is_left_alone(error: DualPathError, hits: int) -> None:
+    submissions = await ask(FailingCluster(error, TransferError("once more")))
+    assert [len(submission.keys) for submission in submissions] == [2, hits, hits]
+    assert [submission.epoch for submission in submissions] == [0, 1, 2]
+
+
+async def test_the_scheduler_is_told_who_did_not_answer() -> None:
+    submissions = await ask(FailingCluster(UnansweredError("silence", "gateway-d0"), TransferError("no way")))
+    assert [submission.suspect for submission in submissions] == ["", "gateway-d0", ""]
