@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from actors.calls import ActorCalls
+from actors.events import Kind
 from actors.messages import Registration, Report
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import DualPathError
@@ -68,7 +69,7 @@ class Supervisor:
     calls: ActorCalls
     settings: Settings
     on_over: Callable[[Registration], None]
-    note: Callable[[str, str, str], None]
+    note: Callable[[Kind, str, str], None]
     current: dict[str, Incarnation] = field(default_factory=dict)  # by engine id
     _past: dict[str, Incarnation] = field(default_factory=dict)  # over, or known from an earlier scheduler; by agent
     _vacant: dict[str, _Vacancy] = field(default_factory=dict)
