@@ -20,12 +20,12 @@ from load_tests.experiments.modes import Mode
 from load_tests.experiments.workload import Workload
 from load_tests.replay.records import percentiles
 from load_tests.testbed.spec import TestbedSpec
-from load_tests.testbed.traffic import MODEL_TOS
+from load_tests.testbed.traffic import MODEL_TOS, SMALL_BURST_BYTES
 
-SETUP = Setup(modes=(), testbed=TestbedSpec(cnic_bits=200_000_000), workload=Workload(agents=12, turns=4))
-QUICK = replace(SETUP, workload=Workload(agents=8, turns=2))
+SETUP = Setup(modes=(), testbed=TestbedSpec(cnic_bits=100_000_000), workload=Workload(turns=2))
+QUICK = replace(SETUP, workload=Workload(agents=8, turns=1))
 FULL_LOAD = Mode("full_load", "split", unlimited_snic=True)
-BYTES, INTERVAL_S, ALONE_S = 128 << 10, 0.05, 15.0
+BYTES, INTERVAL_S, ALONE_S = 64 << 10, 0.05, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def run(setup: Setup, say: Say) -> InterferenceResult:
     with open_bench(setup, [Load(setup.workload)], say) as bench:
         for classes in (True, False):
             for host in bench.testbed.spec.workers:
-                bench.testbed.network.shape(host, "cnic", setup.testbed.cnic_bits, classes)
+                bench.testbed.network.shape(host, "cnic", setup.testbed.cnic_bits, classes, SMALL_BURST_BYTES)
             alone = _alone(bench, classes)
             loaded, run = _loaded(bench, setup.shapes[0], classes)
             result.traffic += [alone, loaded]

@@ -15,6 +15,7 @@ from pathlib import Path
 from load_tests.replay.trajectory import Trajectory, made_up_tokens
 
 TAIL_SEED = 1 << 40  # what is not a whole block is nobody else's
+OWN_IDS = 1_000_000  # hash ids set aside for each session
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,18 @@ def read_requests(path: Path, block_tokens: int, count: int | None = None) -> li
 def requests_of(trajectories: Iterable[Trajectory], block_tokens: int, agents_per_s: float, turn_s: float) -> list[TraceRequest]:
     """Sessions as a trace of requests: one starts every 1/`agents_per_s`, a turn comes `turn_s` and its pause after the one before.
 
-    All sessions begin with one common block, as with a common system prompt; the rest is each one's own.
+    All sessions begin with one common block, as with a common system prompt; the rest is each one's own. As in published traces, a partial
+    last block has an id that no whole block has.
     """
     found = []
     for agent, trajectory in enumerate(trajectories):
         at, context = agent / agents_per_s, 0
-        for turn in trajectory.turns:
+        for number, turn in enumerate(trajectory.turns):
             prompt = context + turn.append
-            blocks = -(-prompt // block_tokens)
-            ids = (0, *(1 + agent * 1_000_000 + block for block in range(1, blocks)))
+            own = agent * OWN_IDS
+            ids = tuple(own + block if block else 0 for block in range(prompt // block_tokens))
+            if prompt % block_tokens:
+                ids += (own + OWN_IDS // 2 + number,)
             found.append(TraceRequest(at, prompt, turn.generate, ids, block_tokens))
             context = prompt + turn.generate
             at += turn_s + turn.pause_s

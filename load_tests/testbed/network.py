@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from load_tests.testbed.errors import TestbedError
 from load_tests.testbed.spec import NICS, SUBNETS, TestbedSpec
-from load_tests.testbed.traffic import one_class, two_classes
+from load_tests.testbed.traffic import BURST_BYTES, one_class, two_classes
 
 PREFIX = "dpt"
 SWITCH = "sw"
@@ -101,15 +101,18 @@ class Network:
         _run("ip", "-n", namespace, "link", "set", nic, "up")
         self.shape(host, nic, self.spec.rate(host, nic))
 
-    def shape(self, host: str, nic: Any, bits_per_s: int, classes: bool | None = None) -> None:
-        """Set a link's rate in both directions; 0 takes the limit away. `classes` (default: the spec's) divides a compute NIC."""
+    def shape(self, host: str, nic: Any, bits_per_s: int, classes: bool | None = None, burst: int = BURST_BYTES) -> None:
+        """Set a link's rate in both directions; 0 takes the limit away. `classes` (default: the spec's) divides a compute NIC.
+
+        `burst` bytes may pass at once on a link that is not divided.
+        """
         classes = nic == "cnic" and (self.spec.traffic_classes if classes is None else classes)
         for namespace, device in ((self.namespace(host), nic), (self.namespace(SWITCH), self.port(host, nic))):
             if classes or not bits_per_s:
                 with contextlib.suppress(TestbedError):  # there was no limit
                     _run("tc", "-n", namespace, "qdisc", "del", "dev", device, "root")
             if bits_per_s:
-                for command in (two_classes if classes else one_class)(device, bits_per_s):
+                for command in two_classes(device, bits_per_s) if classes else one_class(device, bits_per_s, burst):
                     _run("tc", "-n", namespace, *command)
 
     def cut(self, host: str, nic: Any) -> None:

@@ -18,8 +18,8 @@ MODEL_SHARE = 0.99
 Commands = list[list[str]]
 
 
-def one_class(device: str, bits_per_s: int) -> Commands:
-    return [["qdisc", "replace", "dev", device, "root", "tbf", *_rate(bits_per_s), "burst", str(BURST_BYTES), "limit", str(QUEUE_BYTES)]]
+def one_class(device: str, bits_per_s: int, burst: int = BURST_BYTES) -> Commands:
+    return [["qdisc", "replace", "dev", device, "root", "tbf", *_rate(bits_per_s), "burst", str(burst), "limit", str(QUEUE_BYTES)]]
 
 
 def two_classes(device: str, bits_per_s: int) -> Commands:

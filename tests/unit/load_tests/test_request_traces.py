@@ -57,6 +57,11 @@ def test_sessions_as_requests_share_their_own_past_and_one_first_block() -> None
     first = [request for request in requests if request.at_s in (0.0, 2.0, 7.0)]
     assert [request.input_tokens for request in first] == [100, 160, 178]
     assert first[1].prompt(512)[:96] == first[0].prompt(512)[:96]
+    sizes: dict[int, set[int]] = {}
+    for request in requests:
+        for place, hash_id in enumerate(request.hash_ids):
+            sizes.setdefault(hash_id, set()).add(min(32, request.input_tokens - 32 * place))
+    assert all(len(found) == 1 for found in sizes.values())  # aiperf refuses a hash id of two sizes
     other = next(request for request in requests if request.at_s == 3.0)
     assert other.input_tokens == 160 and other.prompt(512)[:32] == first[0].prompt(512)[:32]
     assert other.prompt(512)[32:64] != first[0].prompt(512)[32:64]
