@@ -97,6 +97,9 @@ class Bench:
             f"decode.pool_blocks={blocks * agents}",
             f"decode.max_batch={min(16, agents)}",
             f"staging.slots={blocks * agents * 2}",
+            # Thresholds at this scale: reads of 3 s are a long queue (paper, A.4), and a block is long enough to be read apart.
+            f"scheduling.alpha_tokens={3 * setup.testbed.snic_bits // 8 // setup.model.geometry.token_bytes}",
+            "scheduling.min_split_blocks=1",
             "transfer.busy_poll_s=0.001",
             "transfer.idle_poll_s=0.005",
         ]
