@@ -15,10 +15,8 @@ from load_tests.experiments.experiment import Result, Say, Setup
 from load_tests.experiments.measure import Load
 from load_tests.experiments.workload import Workload
 
-SETUP = Setup(
-    shapes=("2P2D",), modes=("alternate", "shorter_queue", "split"), workload=Workload(agents=24, turns=3, spread=0.8, stored=24, seed=2)
-)
-QUICK = replace(SETUP, modes=("alternate", "shorter_queue"), workload=Workload(agents=16, turns=2, spread=0.8, seed=2))
+SETUP = Setup(shapes=("2P2D",), modes=("alternate", "shorter_queue", "split"), workload=Workload(agents=16, turns=3, spread=0.8, seed=2))
+QUICK = replace(SETUP, modes=("alternate", "shorter_queue"), workload=Workload(agents=12, turns=2, spread=0.8, seed=2))
 
 
 class BalanceResult(Result):

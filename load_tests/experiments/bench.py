@@ -82,7 +82,8 @@ class Bench:
         setup = self.setup
         context = -(-(max(load.workload.longest for load in self.loads) + 64) // 128) * 128
         agents = max(load.workload.agents for load in self.loads)
-        blocks = -(-context // setup.model.block_tokens)
+        longest = -(-context // setup.model.block_tokens)
+        blocks = max(longest, *(load.workload.blocks(setup.model.block_tokens) for load in self.loads))
         return [
             *self.testbed.overrides(BUCKET, hosts),
             f"model.spec={setup.model.make(self.testbed.folder, context)}",
@@ -93,10 +94,10 @@ class Bench:
             "storage.read_threads=8",
             "prefill.max_batch_tokens=1024",
             f"prefill.window_layers={setup.model.layers}",
-            f"prefill.window_tokens={4 * context}",
-            f"decode.pool_blocks={blocks * agents}",
+            f"prefill.window_tokens={max(context, 4 * setup.workload.context)}",
+            f"decode.pool_blocks={blocks}",
             f"decode.max_batch={min(16, agents)}",
-            f"staging.slots={blocks * agents * 2}",
+            f"staging.slots={2 * blocks}",
             # Thresholds at this scale: reads of 3 s are a long queue (paper, A.4), and a block is long enough to be read apart.
             f"scheduling.alpha_tokens={3 * setup.testbed.snic_bits // 8 // setup.model.geometry.token_bytes}",
             "scheduling.min_split_blocks=1",

@@ -15,6 +15,7 @@ from load_tests.replay.trace_files import read_trajectories
 from load_tests.replay.trajectory import Trajectory, Turn
 
 VOCABULARY = 512
+AT_ONCE = 32  # agents
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class Workload:
     def longest(self) -> int:
         """Tokens of the longest session."""
         return max(session.total_tokens for session in self.sessions())
+
+    def blocks(self, block_tokens: int) -> int:
+        """Blocks of all agents' whole sessions at once; of the longest ones if there are more than could ever be under way."""
+        lengths = sorted((-(-session.total_tokens // block_tokens) for session in self.sessions()), reverse=True)
+        return sum(lengths[:AT_ONCE])
 
     def hit_bytes(self, geometry: KVGeometry) -> int:
         """KV bytes to read when every hit is one."""
