@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from actors.client import ClusterClient
 from actors.cluster import Cluster
+from deploy.access.access import Access
 from deploy.http_api.api import make_api
 from deploy.openai_api.errors import RETRY_AFTER_S
 from deploy.openai_api.service import OpenAIService
@@ -96,6 +97,7 @@ class Http:
         logs.setup(settings.telemetry, "http", instance)
         tracing.setup(settings.telemetry, "http", instance)
         self._settings = settings
+        self._access = Access(settings.serving.api_keys, settings.serving.replicas)
         self._client = ClusterClient(settings.cluster.namespace)
         card = await _described(self._client, settings.cluster.start_timeout_s)
         tokenizer = await asyncio.to_thread(Tokenizer.from_directory, Path(card.model_path))
@@ -103,7 +105,8 @@ class Http:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor."""
-        return make_api(self._service, self._settings.serving.max_body_bytes)
+        serving = self._settings.serving
+        return make_api(self._service, serving.max_body_bytes, self._access, serving.body_timeout_s)
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):

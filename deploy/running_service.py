@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import ray
 from ray import serve
@@ -33,14 +34,27 @@ def running_service(settings: Settings) -> Iterator[str]:
         stack.callback(cluster.stop)
         host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
         _check_free(host, port)
-        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
+        serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
         # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
         stack.callback(serve.shutdown if own_ray else lambda: serve.delete(APPLICATION))
         try:
             serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
-        yield f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        scheme = "https" if settings.serving.tls_certificate else "http"
+        yield f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+
+
+def http_options(settings: Settings, port: int) -> dict[str, Any]:
+    """Serve's own HTTP options. Serve applies them once per Ray cluster: in a Serve configuration file they are `http_options`."""
+    serving = settings.serving
+    options: dict[str, Any] = {"host": serving.host, "port": port}
+    if serving.tls_certificate and serving.tls_key:
+        for path in (serving.tls_certificate, serving.tls_key):
+            if not path.is_file():
+                raise ConfigError(f"serving.tls_certificate or serving.tls_key: {path} is no file")
+        options |= {"ssl_certfile": str(serving.tls_certificate), "ssl_keyfile": str(serving.tls_key)}
+    return options
 
 
 def free_port(host: str) -> int:

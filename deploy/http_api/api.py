@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
@@ -10,30 +11,36 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 
+from deploy.access.access import Access
 from deploy.dashboard import page
 from deploy.http_api.document import add_schemas, body_of
 from deploy.http_api.exchange import Exchange
 from deploy.http_api.request_ids import RequestIds
-from deploy.openai_api.caller import Caller
 from deploy.openai_api.errors import CLIENT_CLOSED_REQUEST, ApiError, api_error
 from deploy.openai_api.reply import JsonReply
 from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
 
 
-def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
-    """The ASGI application in front of `service`.
+def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None = None, body_timeout_s: float = 60.0) -> FastAPI:
+    """The ASGI application in front of `service`; `access` defaults to no authentication.
 
     Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
     """
     api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None)
     api.add_middleware(RequestIds)
+    door = access or Access()
 
     def generation(path: str, model: type[BaseModel]) -> None:
         async def endpoint(request: Request) -> Response:
-            caller = Caller.from_headers(request.headers, request.state.request_id)
-            body = await _read_body(request, max_body_bytes)
-            return Exchange(lambda: service.generate(path, body, caller))
+            # Before the body is read: who may not come in sends nothing.
+            caller, leave = door.enter(request.headers, request.state.request_id)
+            try:
+                body = await read_body(request, max_body_bytes, body_timeout_s)
+            except BaseException:
+                leave()
+                raise
+            return Exchange(lambda: service.generate(path, body, caller), leave)
 
         api.post(path, summary=model.__doc__, openapi_extra=body_of(model), response_model=None)(endpoint)
 
@@ -42,7 +49,8 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
 
     def plain(path: str, model: type[BaseModel], answer: Callable[[bytes], Awaitable[JsonReply]]) -> None:
         async def endpoint(request: Request) -> Response:
-            return _response(await answer(await _read_body(request, max_body_bytes)))
+            door.caller(request.headers, request.state.request_id)
+            return json_response(await answer(await read_body(request, max_body_bytes, body_timeout_s)))
 
         api.post(path, summary=model.__doc__, openapi_extra=body_of(model), response_model=None)(endpoint)
 
@@ -51,16 +59,18 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
     add_schemas(api, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
     @api.get("/v1/models", summary="The served model")
-    async def models() -> Response:
-        return _response(service.models())
+    async def models(request: Request) -> Response:
+        door.caller(request.headers, request.state.request_id)
+        return json_response(service.models())
 
     @api.get("/v1/models/{name:path}", summary="The served model, by name")
-    async def model(name: str) -> Response:
-        return _response(service.model(name))
+    async def model(name: str, request: Request) -> Response:
+        door.caller(request.headers, request.state.request_id)
+        return json_response(service.model(name))
 
     @api.get("/health", summary="200 while requests can be served, otherwise 503")
     async def health() -> Response:
-        return _response(await service.health())
+        return json_response(await service.health())
 
     @api.get("/metrics", summary="Metrics in Prometheus' text format")
     async def metrics(request: Request) -> Response:
@@ -69,7 +79,7 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
 
     @api.get("/status", summary="What runs where, queues, bytes moved and recent events")
     async def status() -> Response:
-        return _response(await service.status())
+        return json_response(await service.status())
 
     @api.get("/dashboard", summary="The same as a page that keeps itself up to date")
     async def dashboard() -> Response:
@@ -79,38 +89,42 @@ def make_api(service: OpenAIService, max_body_bytes: int) -> FastAPI:
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
         message = f"{error.detail}: {request.method} {request.url.path}"
-        return _response(JsonReply.of_error(ApiError(error.status_code, message, code=code, headers=error.headers)))
+        return json_response(JsonReply.of_error(ApiError(error.status_code, message, code=code, headers=error.headers)))
 
     @api.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
-        return _response(JsonReply.of_error(error))
+        return json_response(JsonReply.of_error(error))
 
     @api.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
-        return _response(JsonReply.of_error(api_error(error)))
+        return json_response(JsonReply.of_error(api_error(error)))
 
     return api
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Stops reading past `limit` bytes and raises ApiError (413)."""
+async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
+    """The whole body. Stops reading past `limit` bytes and raises ApiError (413); 408 if it does not come within `timeout_s`."""
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() else 0
     parts: list[bytes] = []
     if size <= limit:
         size = 0
         try:
-            async for part in request.stream():
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    break
+            async with asyncio.timeout(timeout_s):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    if size > limit:
+                        break
         except ClientDisconnect as error:
             raise ApiError(CLIENT_CLOSED_REQUEST, "the client left before its body was complete", type="cancelled") from error
+        except TimeoutError as error:
+            message = f"the body was not complete after {timeout_s:g} s (serving.body_timeout_s)"
+            raise ApiError(408, message, type="timeout_error", code="request_timeout") from error
     if size > limit:
         raise ApiError(413, f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
     return b"".join(parts)
 
 
-def _response(reply: JsonReply) -> Response:
+def json_response(reply: JsonReply) -> Response:
     return Response(reply.body, reply.status, dict(reply.headers), media_type="application/json")

@@ -21,9 +21,11 @@ class Exchange(Response):
     so the connection is watched from the start, and a disconnect cancels the work: the generation is closed and its resources freed.
     """
 
-    def __init__(self, make_reply: Callable[[], Awaitable[Reply]]) -> None:
+    def __init__(self, make_reply: Callable[[], Awaitable[Reply]], leave: Callable[[], None] = lambda: None) -> None:
+        """`leave` is called when all is over, in whatever way."""
         super().__init__()
         self._make_reply = make_reply
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._run(send))
@@ -33,6 +35,7 @@ class Exchange(Response):
             if work.done():
                 work.result()
         finally:
+            self._leave()
             for task in (work, watch):
                 task.cancel()
             # Both end here, also when the server cancels this call: nothing of a request outlives it.

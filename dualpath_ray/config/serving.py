@@ -6,16 +6,19 @@ from typing import Self
 
 from pydantic import ByteSize, Field, model_validator
 
-from dualpath_ray.config.section import Count, Seconds, Section
+from dualpath_ray.config.section import Count, Seconds, Section, UserPath
 
 
 class ServingSettings(Section):
     """The `serving` section."""
 
     host: str = Field(
-        default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all. The API has no authentication of its own."
+        default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all. Use api_keys and TLS beyond one machine."
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_keys: UserPath | None = Field(default=None, description="File of API keys (`dualpath keys create`); without one anybody may call.")
+    tls_certificate: UserPath | None = Field(default=None, description="PEM file with the server's certificate chain: serve HTTPS.")
+    tls_key: UserPath | None = Field(default=None, description="PEM file with the certificate's private key.")
     replicas: Count = Field(default=1, description="HTTP replicas; each tokenises, asks the scheduler and streams.")
     request_timeout_s: Seconds = Field(default=600.0, description="A request that takes longer is given up and its resources are freed.")
     max_concurrent_requests: Count = Field(default=256, description="Requests that one replica serves at once.")
@@ -25,6 +28,14 @@ class ServingSettings(Section):
     max_choices: Count = Field(default=16, description="Answers to one request: prompts times n. Each counts as a request.")
     max_stop_strings: Count = Field(default=16, description="Stop strings in one request.")
     max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), gt=0, description="Size of a request's body.")
+
+    body_timeout_s: Seconds = Field(default=60.0, description="A client that takes longer to send its body gets status 408.")
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together")
+        return self
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Self:
