@@ -1,6 +1,7 @@
 """Offline inference: `python -m deploy.batch requests.jsonl results.jsonl`, on its own or under `ray job submit`.
 
-Input and output are OpenAI's batch lines. A running cluster of the configured namespace is used if there is one; otherwise one is
+Input and output are OpenAI's batch lines, and rollouts of several turns (openai_api/rollouts.py). A killed job goes on with --resume:
+lines that have a result are not asked again. A running cluster of the configured namespace is used if there is one; otherwise one is
 started for the job and stopped after it.
 """
 
@@ -14,8 +15,9 @@ from typing import Any
 import click
 from pydantic_core import from_json
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deploy.batch_progress import BatchProgress
+from deploy.openai_api.finished_lines import FinishedLines
 from dualpath_ray.cli import Failure
 from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
@@ -40,13 +42,19 @@ class OneLineErrors(click.Command):
 @click.option("--concurrency", type=click.IntRange(1), default=64, show_default=True, help="Requests in progress at once.")
 @click.option("--tenant", default="", help="Tenant whose cached prompts the requests share.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing results file.")
-def command(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, overwrite: bool) -> None:
+@click.option("--resume", is_flag=True, help="Go on with an existing results file: only lines without a result are asked.")
+def command(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, overwrite: bool, resume: bool) -> None:
     """Answer the requests of a JSON-lines file. A request that fails has its error in the results; the job goes on."""
     check_input(requests)
-    if results.exists() and (not overwrite or results.samefile(requests)):
-        raise ConfigError(f"{results} exists already; name another file or give --overwrite")
+    if overwrite and resume:
+        raise ConfigError("give --overwrite or --resume, not both")
+    if results.exists() and (not (overwrite or resume) or results.samefile(requests)):
+        raise ConfigError(f"{results} exists already; name another file, or give --resume or --overwrite")
+    finished = FinishedLines()
+    if resume:
+        finished.add_results([results])
     set_ray_defaults(settings.cluster.address)
-    _run(requests, results, settings, concurrency, tenant)
+    _run(requests, results, settings, concurrency, tenant, finished)
 
 
 def check_input(path: Path) -> None:
@@ -66,7 +74,7 @@ def check_input(path: Path) -> None:
         raise ConfigError(f"{path} is not a file of JSON lines: its first line is no JSON object")
 
 
-def _run(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str) -> None:
+def _run(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, finished: FinishedLines) -> None:
     import ray
 
     from actors.cluster import Cluster, connect_ray
@@ -78,7 +86,7 @@ def _run(requests: Path, results: Path, settings: Settings, concurrency: int, te
         raise_on_signals()
         if not _is_running(settings):
             stack.callback(Cluster.start(settings).stop)
-        asyncio.run(_answer(requests, results, settings, concurrency, tenant))
+        asyncio.run(_answer(requests, results, settings, concurrency, tenant, finished))
 
 
 def _is_running(settings: Settings) -> bool:
@@ -91,36 +99,37 @@ def _is_running(settings: Settings) -> bool:
     return True
 
 
-async def _answer(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str) -> None:
+async def _answer(requests: Path, results: Path, settings: Settings, concurrency: int, tenant: str, finished: FinishedLines) -> None:
     from actors.client import ClusterClient
-    from deploy.openai_api.batch import LineDone, bounded_lines, run_batch
+    from deploy.openai_api.batch import bounded_lines, run_batch
+    from deploy.openai_api.caller import Caller
     from deploy.openai_api.service import OpenAIService
     from dualpath_ray.serving.tokenizer import Tokenizer
 
     client = ClusterClient.connect(settings.cluster.namespace)
     card = await client.describe()
-    limits = settings.serving.model_copy(update={"max_concurrent_requests": concurrency})
+    limits = settings.serving.model_copy(update={"max_concurrent_requests": concurrency * settings.serving.max_choices})
     service = OpenAIService(client, Tokenizer.from_directory(Path(card.model_path)), card, limits)
-    done = failed = tokens = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting", total=requests.stat().st_size)
-
-        def on_done(line: LineDone) -> None:
-            nonlocal done, failed, tokens
-            done, failed, tokens = done + 1, failed + line.failed, tokens + line.tokens
-            progress.update(bar, advance=line.read_bytes, description=f"{done} done, {failed} failed, {tokens} tokens")
-
+    with BatchProgress(console, requests.stat().st_size) as progress:
         try:
-            with results.open("w", encoding="utf-8") as file, requests.open("rb") as source:
+            # Line by line, so that a killed job repeats no more than what was under way
+            with results.open("a" if len(finished) else "w", encoding="utf-8", buffering=1) as file, requests.open("rb") as source:
                 lines = bounded_lines(source, limits.max_body_bytes)
-                await run_batch(service, lines, file, concurrency=concurrency, tenant=tenant, on_done=on_done)
+                await run_batch(
+                    service,
+                    lines,
+                    file,
+                    concurrency=concurrency,
+                    caller=Caller("batch", tenant),
+                    finished=finished,
+                    on_done=progress.advance,
+                )
         except OSError as error:
             raise ConfigError(f"{error.filename or results}: {error.strerror}; the job stopped") from error
         finally:
             await client.aclose()
-    console.print(f"{done} requests done, {failed} of them failed, {tokens} tokens; results in {results}")
+    console.print(f"{progress.summary()}; results in {results}")
 
 
 if __name__ == "__main__":

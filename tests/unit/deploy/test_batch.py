@@ -12,8 +12,11 @@ from click.testing import CliRunner
 from deploy import batch as batch_command
 from deploy.openai_api import batch
 from deploy.openai_api.batch import LineDone, bounded_lines, run_batch
+from deploy.openai_api.caller import Caller
+from deploy.openai_api.finished_lines import FinishedLines
 from deploy.openai_api.service import OpenAIService
 from dualpath_ray.errors import OverloadedError
+from dualpath_ray.serving.tokenizer import Tokenizer
 from tests.unit.deploy.conftest import ANSWER
 from tests.unit.deploy.emulation import EmulatedCluster
 
@@ -34,7 +37,7 @@ async def run(service: OpenAIService, lines: list[bytes], concurrency: int = 3, 
 async def test_every_line_gets_its_result(service: OpenAIService, cluster: EmulatedCluster) -> None:
     done: list[LineDone] = []
     lines = [line(f"id-{index}") for index in range(20)]
-    results = await run(service, [*lines, b"\n"], tenant="acme", on_done=done.append)
+    results = await run(service, [*lines, b"\n"], caller=Caller("batch", "acme"), on_done=done.append)
     assert sorted(result["custom_id"] for result in results) == sorted(f"id-{index}" for index in range(20))
     assert len({result["id"] for result in results}) == 20
     for result in results:
@@ -159,3 +162,86 @@ def test_results_are_not_overwritten_by_accident(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_one_line_too(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(batch_command.command, [str(tmp_path), str(tmp_path), "--set", "serving.prot=1"])
     assert (outcome.exit_code, "did you mean serving.port" in outcome.stderr) == (2, True)
+
+
+def rollout(name: str, turns: list[list[dict[str, str]]], **fields: Any) -> bytes:
+    return line(name, url="/v1/rollouts", body={"model": "tiny", "max_tokens": 3, "turns": turns, **fields})
+
+
+def say(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+async def test_a_rollout_is_a_conversation(service: OpenAIService, cluster: EmulatedCluster, tokenizer: Tokenizer) -> None:
+    done: list[LineDone] = []
+    (result,) = await run(service, [rollout("r", [say("one"), say("two"), say("three")])], on_done=done.append)
+    turns = result["response"]["body"]["turns"]
+    assert (result["response"]["status_code"], len(turns)) == (200, 3)
+    said = turns[0]["choices"][0]["message"]["content"]
+    last = tokenizer.decode(cluster.requests[2].tokens)
+    assert last.index("one") < last.index(said) < last.index("two") < last.index("three")
+    assert len({request.session for request in cluster.requests}) == 1
+    assert done[0].tokens == sum(turn["usage"]["total_tokens"] for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [(rollout("r", [say("one"), say("x" * 1000)]), 400), (rollout("r", []), 400), (rollout("r", [say("a")], messages=say("b")), 400)],
+)
+async def test_a_refused_turn_ends_its_rollout(service: OpenAIService, bad: bytes, status: int) -> None:
+    (result,) = await run(service, [bad])
+    body = result["response"]["body"]
+    assert (result["response"]["status_code"], bool(body["error"]["message"])) == (status, True)
+    if "turns" in body:
+        assert len(body["turns"]) == 1
+
+
+def finished_of(path: Path) -> FinishedLines:
+    finished = FinishedLines()
+    finished.add_results([path])
+    return finished
+
+
+async def test_a_killed_job_goes_on(service: OpenAIService, cluster: EmulatedCluster, tmp_path: Path) -> None:
+    """Whatever is left of the results file when the process dies: no finished line is asked again, none is lost."""
+    lines = [line(f"id-{index}") for index in range(12)] + [b"{broken\n", line("odd", url="/v1/x")]
+    whole = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in await run(service, lines))
+    path = tmp_path / "out.jsonl"
+    for kept in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
+        path.write_text(whole[:kept], encoding="utf-8")
+        complete = whole[:kept].count("\n")
+        cluster.requests.clear()
+        finished = finished_of(path)
+        assert len(finished) == complete
+        done: list[LineDone] = []
+        with path.open("a", encoding="utf-8") as results:
+            await run_batch(service, lines, results, concurrency=3, finished=finished, on_done=done.append)
+        found = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        assert sorted(str(result["custom_id"]) for result in found) == sorted([f"id-{index}" for index in range(12)] + ["None", "odd"])
+        assert sum(item.skipped for item in done) == complete and len(done) == 14
+        assert len(cluster.requests) == 12 - sum(
+            result["custom_id"].startswith("id-") for result in found[:complete] if result["custom_id"]
+        )
+
+
+async def test_equal_names_are_an_error(service: OpenAIService, cluster: EmulatedCluster) -> None:
+    results = await run(service, [line("a"), line("a"), b"{\n", b"{\n"])
+    assert sorted(str((result["error"] or {}).get("code")) for result in results) == ["None", "duplicate_custom_id", *["invalid_json"] * 2]
+    assert len(cluster.requests) == 1
+
+
+def test_a_file_of_something_else_is_not_taken_for_results(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(line())
+    for content in ("precious\n", "{}\n", '["x"]\n'):
+        (tmp_path / "out.jsonl").write_text(content)
+        outcome = CliRunner().invoke(batch_command.command, [str(source), str(tmp_path / "out.jsonl"), "--resume"])
+        assert (outcome.exit_code, "line 1 of" in outcome.stderr) == (2, True)
+        assert (tmp_path / "out.jsonl").read_text() == content
+
+
+async def test_failures_have_a_file_of_their_own_if_wanted(service: OpenAIService) -> None:
+    errors = io.StringIO()
+    results = await run(service, [line("good"), line("bad", body={}), b"{\n"], errors=errors)
+    assert [result["custom_id"] for result in results] == ["good"]
+    assert sorted(str(json.loads(text)["custom_id"]) for text in errors.getvalue().splitlines()) == ["None", "bad"]
