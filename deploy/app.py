@@ -22,10 +22,12 @@ from starlette.types import ASGIApp
 from actors.client import ClusterClient
 from actors.cluster import Cluster
 from deploy.access.access import Access
+from deploy.batches.runner import BatchRunner
 from deploy.http_api.api import make_api
 from deploy.openai_api.errors import RETRY_AFTER_S
 from deploy.openai_api.service import OpenAIService
 from dualpath_ray.config import Settings
+from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.serving.model_card import ModelCard
 from dualpath_ray.serving.tokenizer import Tokenizer
@@ -68,7 +70,9 @@ def application(settings: Settings, *, start_engines: bool) -> Application:
         max_queued_requests=serving.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
     )
-    bound: Application = http.bind(settings, engines.bind(settings) if start_engines else None)
+    cluster = engines.bind(settings) if start_engines else None
+    batches: Any = Batches
+    bound: Application = http.bind(settings, cluster, batches.bind(settings, cluster) if serving.files is not None else None)
     return bound
 
 
@@ -91,27 +95,59 @@ class Engines:
 class Http:
     """One HTTP replica: tokenises, asks the cluster, streams text."""
 
-    async def __init__(self, settings: Settings, engines: DeploymentHandle[Any] | None) -> None:  # type: ignore[misc]
-        """`engines` only says that the cluster is part of the application; requests do not pass through it."""
+    async def __init__(  # type: ignore[misc]
+        self, settings: Settings, engines: DeploymentHandle[Any] | None, batches: DeploymentHandle[Any] | None
+    ) -> None:
+        """`engines` and `batches` only say that these are parts of the application; requests do not pass through them."""
         instance = serve.get_replica_context().replica_id.unique_id
         logs.setup(settings.telemetry, "http", instance)
         tracing.setup(settings.telemetry, "http", instance)
         self._settings = settings
         self._access = Access(settings.serving.api_keys, settings.serving.replicas)
         self._client = ClusterClient(settings.cluster.namespace)
-        card = await _described(self._client, settings.cluster.start_timeout_s)
-        tokenizer = await asyncio.to_thread(Tokenizer.from_directory, Path(card.model_path))
-        self._service = OpenAIService(self._client, tokenizer, card, settings.serving)
+        self._service = await _service(self._client, settings, settings.serving)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor."""
-        serving = self._settings.serving
-        return make_api(self._service, serving.max_body_bytes, self._access, serving.body_timeout_s)
+        return make_api(self._service, self._settings.serving, self._access)
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):
             await self._client.aclose()
         tracing.shutdown()
+
+
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3)
+class Batches:
+    """Works off the orders of /v1/batches. One for all HTTP replicas; Serve starts another one when it dies, which goes on."""
+
+    async def __init__(self, settings: Settings, engines: DeploymentHandle[Any] | None) -> None:  # type: ignore[misc]
+        logs.setup(settings.telemetry, "batches", "0")
+        tracing.setup(settings.telemetry, "batches", "0")
+        serving = settings.serving
+        assert serving.files is not None
+        self._client = ClusterClient(settings.cluster.namespace)
+        limits = serving.model_copy(update={"max_concurrent_requests": serving.batch_concurrency * serving.max_choices})
+        service = await _service(self._client, settings, limits)
+        runner = BatchRunner(service, serving.files, serving.batch_concurrency, int(serving.max_body_bytes))
+        self._running = asyncio.get_running_loop().create_task(runner.run())
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises."""
+        if self._running.done():
+            raise RuntimeError(f"the batch runner has ended: {self._running.exception()}")
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_running"):
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            await self._client.aclose()
+
+
+async def _service(client: ClusterClient, settings: Settings, limits: ServingSettings) -> OpenAIService:
+    card = await _described(client, settings.cluster.start_timeout_s)
+    tokenizer = await asyncio.to_thread(Tokenizer.from_directory, Path(card.model_path))
+    return OpenAIService(client, tokenizer, card, limits)
 
 
 async def _described(client: ClusterClient, timeout_s: float) -> ModelCard:

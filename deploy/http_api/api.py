@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 
 from deploy.access.access import Access
+from deploy.batches.batch_store import BatchRequest
 from deploy.dashboard import page
+from deploy.http_api.batch_api import add_batch_api
+from deploy.http_api.body import json_response, read_body
 from deploy.http_api.document import add_schemas, body_of
 from deploy.http_api.exchange import Exchange
 from deploy.http_api.request_ids import RequestIds
-from deploy.openai_api.errors import CLIENT_CLOSED_REQUEST, ApiError, api_error
+from deploy.openai_api.errors import ApiError, api_error
 from deploy.openai_api.reply import JsonReply
 from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
+from dualpath_ray.config.serving import ServingSettings
 
 
-def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None = None, body_timeout_s: float = 60.0) -> FastAPI:
+def make_api(service: OpenAIService, serving: ServingSettings, access: Access | None = None) -> FastAPI:
     """The ASGI application in front of `service`; `access` defaults to no authentication.
 
     Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
@@ -30,6 +32,7 @@ def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None 
     api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None)
     api.add_middleware(RequestIds)
     door = access or Access()
+    max_body_bytes, body_timeout_s = int(serving.max_body_bytes), serving.body_timeout_s
 
     def generation(path: str, model: type[BaseModel]) -> None:
         async def endpoint(request: Request) -> Response:
@@ -56,7 +59,9 @@ def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None 
 
     plain("/tokenize", TokenizeRequest, service.tokenize)
     plain("/detokenize", DetokenizeRequest, service.detokenize)
-    add_schemas(api, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    if serving.files is not None:
+        add_batch_api(api, serving.files, door, int(serving.max_file_bytes), max_body_bytes, body_timeout_s)
+    add_schemas(api, BatchRequest, ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
     @api.get("/v1/models", summary="The served model")
     async def models(request: Request) -> Response:
@@ -91,6 +96,10 @@ def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None 
         message = f"{error.detail}: {request.method} {request.url.path}"
         return json_response(JsonReply.of_error(ApiError(error.status_code, message, code=code, headers=error.headers)))
 
+    @api.exception_handler(ValidationError)
+    async def invalid(_: Request, error: ValidationError) -> Response:
+        return json_response(JsonReply.of_error(api_error(error)))
+
     @api.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
         return json_response(JsonReply.of_error(error))
@@ -100,31 +109,3 @@ def make_api(service: OpenAIService, max_body_bytes: int, access: Access | None 
         return json_response(JsonReply.of_error(api_error(error)))
 
     return api
-
-
-async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
-    """The whole body. Stops reading past `limit` bytes and raises ApiError (413); 408 if it does not come within `timeout_s`."""
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdecimal() else 0
-    parts: list[bytes] = []
-    if size <= limit:
-        size = 0
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    if size > limit:
-                        break
-        except ClientDisconnect as error:
-            raise ApiError(CLIENT_CLOSED_REQUEST, "the client left before its body was complete", type="cancelled") from error
-        except TimeoutError as error:
-            message = f"the body was not complete after {timeout_s:g} s (serving.body_timeout_s)"
-            raise ApiError(408, message, type="timeout_error", code="request_timeout") from error
-    if size > limit:
-        raise ApiError(413, f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
-    return b"".join(parts)
-
-
-def json_response(reply: JsonReply) -> Response:
-    return Response(reply.body, reply.status, dict(reply.headers), media_type="application/json")

@@ -29,6 +29,12 @@ class ServingSettings(Section):
     max_stop_strings: Count = Field(default=16, description="Stop strings in one request.")
     max_body_bytes: ByteSize = Field(default=ByteSize(32 << 20), gt=0, description="Size of a request's body.")
 
+    files: UserPath | None = Field(
+        default=None,
+        description="Directory, shared by all nodes that run replicas, for /v1/files and /v1/batches; without it they are off.",
+    )
+    max_file_bytes: ByteSize = Field(default=ByteSize(512 << 20), gt=0, description="Size of an uploaded file.")
+    batch_concurrency: Count = Field(default=64, description="Requests of /v1/batches in progress at once.")
     body_timeout_s: Seconds = Field(default=60.0, description="A client that takes longer to send its body gets status 408.")
 
     @model_validator(mode="after")

@@ -46,7 +46,7 @@ def service(cluster: EmulatedCluster, tokenizer: Tokenizer, limits: ServingSetti
 
 @pytest.fixture
 async def http(service: OpenAIService, limits: ServingSettings) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(make_api(service, limits.max_body_bytes), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(make_api(service, limits), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

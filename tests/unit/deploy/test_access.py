@@ -22,6 +22,7 @@ from deploy.access.tenant_limits import TenantLimits
 from deploy.http_api.api import make_api
 from deploy.openai_api.errors import ApiError
 from deploy.openai_api.service import OpenAIService
+from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.errors import ConfigError
 from tests.unit.deploy.emulation import EmulatedCluster
 from tests.unit.deploy.test_http_errors import CHAT, GOOD, chat
@@ -39,9 +40,11 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def http(service: OpenAIService, key_file: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def http(service: OpenAIService, limits: ServingSettings, key_file: Path) -> AsyncIterator[httpx.AsyncClient]:
     create(key_file, "nobody")
-    transport = httpx.ASGITransport(make_api(service, 100_000, Access(key_file), 0.2), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        make_api(service, limits.model_copy(update={"body_timeout_s": 0.2}), Access(key_file)), raise_app_exceptions=False
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

@@ -22,7 +22,7 @@ from tests.unit.deploy.test_http_errors import CHAT, chat
 
 @pytest.fixture
 async def address(service: OpenAIService, limits: ServingSettings) -> AsyncIterator[str]:
-    config = uvicorn.Config(make_api(service, limits.max_body_bytes), port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(make_api(service, limits), port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:

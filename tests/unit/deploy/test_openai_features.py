@@ -128,7 +128,7 @@ async def test_completion_logprobs(client: openai.AsyncOpenAI, cluster: Emulated
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tool_calls(cluster: EmulatedCluster, tokenizer: Tokenizer, limits: ServingSettings, stream: bool) -> None:
     card = replace(cluster.card, max_context=1000)
-    transport = httpx.ASGITransport(make_api(OpenAIService(cluster, tokenizer, card, limits), limits.max_body_bytes))
+    transport = httpx.ASGITransport(make_api(OpenAIService(cluster, tokenizer, card, limits), limits))
     http = httpx.AsyncClient(transport=transport, base_url="http://test")
     client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="unused", http_client=http)  # type: ignore[arg-type]
     cluster.answer = tokenizer.encode(f"Let me see.\n{CALL}\n{CALL}", special_tokens=False)
