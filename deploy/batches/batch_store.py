@@ -35,7 +35,7 @@ class BatchStore:
     def create(self, tenant: str, request: BatchRequest, caller: dict[str, Any]) -> dict[str, Any]:
         """`caller` is kept for the runner and not shown."""
         now = int(time.time())
-        batch = {
+        batch: dict[str, Any] = {
             "id": new_id("batch"),
             "object": "batch",
             "endpoint": request.endpoint,
