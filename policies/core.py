@@ -380,8 +380,10 @@ class SchedulerCore:
                 self._refresh_engine(self._engines[engine_id])
 
     def _candidate(self, node: NodeAccount) -> ReadCandidate:
-        bandwidth = node.load.snic_bandwidth if node.load is not None else 0.0
-        return ReadCandidate(node.node_id, node.read_tokens, bandwidth, node.free_slots)
+        if node.load is None:
+            return ReadCandidate(node.node_id, node.read_tokens, 0.0, node.free_slots)
+        queue = node.read_tokens if self.settings.queue_view == "accounted" else node.load.read_queue_tokens
+        return ReadCandidate(node.node_id, queue, node.load.snic_bandwidth, node.free_slots)
 
     def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
         if not self.settings.recompute:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ReadMode = Literal["prefill_only", "alternate", "shorter_queue", "split", "pool"]
+QueueView = Literal["accounted", "reported"]
 Placement = Literal["dualpath", "round_robin", "least_requests"]
 
 
@@ -64,6 +65,11 @@ class SchedulingSettings(BaseModel):
     )
     pool_width: int = Field(
         default=4, ge=0, description="Nodes beside the prefill and decode node that may read for a request in mode pool."
+    )
+    queue_view: QueueView = Field(
+        default="accounted",
+        description="Which read queues the read plan compares: with assignments counted at once (accounted), or as of the last "
+        "reports (reported, the paper; several requests between two reports then choose the same node).",
     )
     min_split_blocks: int = Field(
         default=8, ge=1, description="Smallest share of one request that is worth a read on another node (blocks)."

@@ -7,6 +7,7 @@ import re
 from pydantic import BaseModel, ConfigDict, Field
 
 from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation.network import Sharing
 from dualpath_ray.simulation.node_spec import NodeSpec
 
 
@@ -20,6 +21,10 @@ class ClusterSpec(BaseModel):
     prefill_group_nodes: int = Field(default=2, ge=1, description="Nodes whose prefill engines run each forward pass in lockstep, at most.")
     decode_group_nodes: int = Field(default=4, ge=1, description="Nodes whose decode engines step in lockstep, at most.")
     node: NodeSpec = Field(default=NodeSpec(), description="Hardware of every node.")
+    sharing: Sharing = Field(
+        default="queue",
+        description="How concurrent transfers share a link: first come first served (queue), or max-min fair rates (fair).",
+    )
     block_tokens: int = Field(default=64, ge=1, description="Tokens of one Full Block.")
     quota_s: float = Field(default=0.3, gt=0, description="Attention time of one forward batch (paper: 300 ms).")
     batch_tokens: int = Field(default=16_384, ge=64, description="Most tokens one engine computes in one forward pass.")

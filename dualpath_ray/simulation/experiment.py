@@ -13,7 +13,7 @@ from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
 from dualpath_ray.simulation.exports import write_chrome_trace, write_parquet
 from dualpath_ray.simulation.measurements import max_over_mean, spread
-from dualpath_ray.simulation.model_spec import model_spec
+from dualpath_ray.simulation.model_spec import MeasuredModel, model_spec
 from dualpath_ray.simulation.simulator import Simulator
 from dualpath_ray.simulation.trace_files import load_trajectories
 from dualpath_ray.simulation.workload import PAPER_SETS, Trajectory, agents, paper_set
@@ -28,7 +28,10 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(default="ds-660b", description="ds-660b, ds-27b, qwen-32b, or a directory with the config.json of a dense model.")
+    model: str | MeasuredModel = Field(
+        default="ds-660b",
+        description="ds-660b, ds-27b, qwen-32b, a directory with the config.json of a dense model, or measured figures of a model.",
+    )
     cluster: ClusterSpec = Field(default=ClusterSpec(prefill_nodes=2, decode_nodes=4), description="Nodes and their hardware.")
     mode: str = Field(default="ours", description="System to simulate, one of policies.baselines.SYSTEMS.")
     mal: str = Field(default="64K", description="Synthetic trace set with the paper's statistics: 32K, 48K or 64K.")

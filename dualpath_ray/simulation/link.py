@@ -1,35 +1,31 @@
-"""A link that serves transfers in the order they were requested, at full bandwidth."""
+"""One direction of a NIC, or a node's memory."""
 
 from __future__ import annotations
 
 
 class Link:
-    """First come, first served: a transfer ends when all requested before it and its own bytes have passed.
+    """Bandwidth in bytes/s, and what has passed: in all, and per time window of `window_s` seconds (for balance figures; 0: not kept).
 
-    `windows` counts bytes per time window of `window_s` seconds, for utilisation and balance figures.
+    `free_at` belongs to `network.QueuedNetwork`, `wanted` to `network.FairNetwork`.
     """
 
-    __slots__ = ("bandwidth", "bytes", "free_at", "latency", "window_s", "windows")
+    __slots__ = ("bandwidth", "bytes", "free_at", "wanted", "window_s", "windows")
 
-    def __init__(self, bandwidth: float, latency: float = 0.0, window_s: float = 0.0) -> None:
+    def __init__(self, bandwidth: float, window_s: float = 0.0) -> None:
         self.bandwidth = bandwidth
-        self.latency = latency
         self.window_s = window_s
-        self.free_at = 0.0
         self.bytes = 0.0
         self.windows: dict[int, float] = {}
+        self.free_at = 0.0
+        self.wanted = 0.0
 
-    def transfer(self, now: float, size: float) -> float:
-        """Request `size` bytes at `now`; returns when the last byte arrives."""
-        start = max(now, self.free_at)
-        self.free_at = end = start + size / self.bandwidth
+    def passed(self, start: float, end: float, size: float) -> None:
+        """`size` bytes passed at an even rate from `start` to `end`."""
         self.bytes += size
-        if self.window_s:
-            self._count(start, end)
-        return end + self.latency
-
-    def _count(self, start: float, end: float) -> None:
+        if not self.window_s or end <= start:
+            return
         first, last = int(start / self.window_s), int(end / self.window_s)
+        rate = size / (end - start)
         for window in range(first, last + 1):
             overlap = min(end, (window + 1) * self.window_s) - max(start, window * self.window_s)
-            self.windows[window] = self.windows.get(window, 0.0) + overlap * self.bandwidth
+            self.windows[window] = self.windows.get(window, 0.0) + overlap * rate

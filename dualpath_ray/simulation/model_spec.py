@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.curves import DecodeCurve, PrefillCurve
 
@@ -23,11 +25,17 @@ class ModelSpec:
     prefill: PrefillCurve
     decode: DecodeCurve
     lockstep: bool = True  # engines of a group run each forward pass together
+    collective_token_bytes: float = 0.0  # what one computed token's expert-parallel collectives move through a GPU's compute NIC
 
 
 def latent_kv_token_bytes(layers: int, index_dim: int, latent_dim: int = 512 + 64) -> int:
     """Bytes per token of multi-head latent attention in bfloat16 with FP8 sparse-attention indexer keys and their scale, all layers."""
     return layers * (2 * latent_dim + index_dim + 4)
+
+
+def expert_token_bytes(layers: int, experts: int, hidden: int) -> float:
+    """Bytes per token that expert parallelism moves: FP8 out (dispatch) and bfloat16 back (combine), per active expert and layer."""
+    return 3.0 * layers * experts * hidden
 
 
 def attention_kv_token_bytes(layers: int, kv_heads: int, head_dim: int, element_bytes: int = 2) -> int:
@@ -39,6 +47,30 @@ def attention_kv_token_bytes(layers: int, kv_heads: int, head_dim: int, element_
 PEAK_FLOPS, FLOPS_SHARE = 989e12, 0.62
 MEMORY_BYTES_S, MEMORY_SHARE = 3.35e12, 0.85
 LAUNCH_S = 0.02
+
+
+class MeasuredModel(BaseModel):
+    """A model described by what was measured of it, for one engine per GPU without expert parallelism."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="What results call it.")
+    layers: int = Field(ge=1, description="Layers.")
+    kv_token_bytes: int = Field(ge=1, description="KV bytes per token, all layers.")
+    weight_bytes: float = Field(default=0.0, ge=0, description="Weights on each GPU.")
+    prefill_s: float = Field(gt=0, description="Seconds of a forward pass, whatever its size.")
+    prefill_token_s: float = Field(gt=0, description="Seconds more per computed token.")
+    prefill_pair_s: float = Field(default=0.0, ge=0, description="Seconds more per pair of a computed and an earlier token.")
+    decode_s: float = Field(gt=0, description="Seconds of a decode step with one request.")
+    decode_request_s: float = Field(default=0.0, ge=0, description="Seconds more per further request.")
+    decode_token_s: float = Field(default=0.0, ge=0, description="Seconds more per token of context.")
+
+    def spec(self) -> ModelSpec:
+        prefill = PrefillCurve(
+            ((0.0, self.prefill_s), (1000.0, self.prefill_s + 1000 * self.prefill_token_s)), self.prefill_pair_s, 0.0, self.prefill_token_s
+        )
+        decode = DecodeCurve(((1.0, self.decode_s), (2.0, self.decode_s + self.decode_request_s)), self.decode_token_s)
+        return ModelSpec(self.name, self.layers, self.kv_token_bytes, self.weight_bytes, 0.0, prefill, decode, lockstep=False)
 
 
 def dense_spec(name: str, config: dict[str, int]) -> ModelSpec:
@@ -65,6 +97,7 @@ def dense_spec(name: str, config: dict[str, int]) -> ModelSpec:
 # Prefill: computed tokens per engine -> seconds, less the cost of looking back. Decode: requests per engine -> seconds at empty context.
 GRID_PREFILL = ((0.0, 0.1444), (64.0, 0.1498), (429.0, 0.1796), (1024.0, 0.2990), (4096.0, 1.0580))
 GRID_DECODE = DecodeCurve(((0.0, 0.0233), (1.0, 0.0243), (8.0, 0.0311), (32.0, 0.0373), (64.0, 0.0434), (128.0, 0.0582)), 7.5e-9)
+REDUNDANT_EXPERTS = 288 / 256  # DeepSeek's published deployments hold 32 of the 256 experts twice, to balance their load
 EXPERT_SHARE = 0.45  # of the token cost, by FLOPs: 46 of 74 + 35 GFLOP per token
 ATTENTION_TOKEN_S = 0.065e-3  # the sparse attention's 35 GFLOP per token at the grid's rate
 
@@ -90,14 +123,32 @@ def _deepseek_660b() -> ModelSpec:
     points = tuple((tokens, fixed + (seconds - fixed) * TOKEN_FACTOR_660B) for tokens, seconds in GRID_PREFILL)
     prefill = PrefillCurve(points, PAIR_S_660B, EXPERT_SHARE, ATTENTION_TOKEN_S * TOKEN_FACTOR_660B)
     kv = latent_kv_token_bytes(layers=61, index_dim=128)
-    return ModelSpec("ds-660b", 61, kv, 17e9, 654e9, prefill, GRID_DECODE.scaled(STEP_FACTOR_660B))
+    return ModelSpec(
+        "ds-660b",
+        61,
+        kv,
+        17e9,
+        654e9 * REDUNDANT_EXPERTS,
+        prefill,
+        GRID_DECODE.scaled(STEP_FACTOR_660B),
+        collective_token_bytes=expert_token_bytes(layers=58, experts=8, hidden=7168),
+    )
 
 
 def _deepseek_27b() -> ModelSpec:
     points = ((0.0, FIXED_S_27B), (4096.0, FIXED_S_27B + 4096 * TOKEN_S_27B))
     prefill = PrefillCurve(points, PAIR_S_27B, EXPERT_SHARE, 0.25 * TOKEN_S_27B)
     kv = latent_kv_token_bytes(layers=30, index_dim=64)
-    return ModelSpec("ds-27b", 30, kv, 3e9, 24e9, prefill, GRID_DECODE.scaled(STEP_FACTOR_27B))
+    return ModelSpec(
+        "ds-27b",
+        30,
+        kv,
+        3e9,
+        24e9 * REDUNDANT_EXPERTS,
+        prefill,
+        GRID_DECODE.scaled(STEP_FACTOR_27B),
+        collective_token_bytes=expert_token_bytes(layers=29, experts=6, hidden=2560),
+    )
 
 
 MODELS: dict[str, Callable[[], ModelSpec]] = {
@@ -107,8 +158,10 @@ MODELS: dict[str, Callable[[], ModelSpec]] = {
 }
 
 
-def model_spec(name: str) -> ModelSpec:
-    """A named model, or a directory with the `config.json` of a dense model. Raises ConfigError."""
+def model_spec(name: str | MeasuredModel) -> ModelSpec:
+    """A named model, a measured one, or a directory with the `config.json` of a dense model. Raises ConfigError."""
+    if isinstance(name, MeasuredModel):
+        return name.spec()
     if name in MODELS:
         return MODELS[name]()
     path = Path(name) / "config.json"

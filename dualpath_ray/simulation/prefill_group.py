@@ -22,7 +22,6 @@ class PrefillEngine:
 
     engine_id: str
     node_id: str
-    cnic_in: Link
     cnic_out: Link
     free_tokens: float
     inbox: deque[RoundState] = field(default_factory=deque)
@@ -34,6 +33,9 @@ class PrefillGroup:
     """A lockstep group. At each boundary between forward passes it hands over what is complete, fetches assigned requests (their reads
     start now) and forms the next batch of requests whose reads are complete: a request is computed at the earliest one pass after it
     was fetched, as in an engine that prepares the next batch while the current one runs.
+
+    `layerwise_copy_s` is the time a request's KV keeps the compute NIC busy beside the pass. KV gets what collectives (the model class,
+    `collective_token_s` per computed token) leave of it.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class PrefillGroup:
         batch_tokens: int,
         block_tokens: int,
         layerwise_copy_s: Callable[[RoundState, int], float] | None,
+        collective_token_s: float,
         loop: EventLoop,
         place: Callable[[], None],
         read: Callable[[RoundState, PrefillEngine], None],
@@ -60,6 +63,7 @@ class PrefillGroup:
         self._batch_tokens = batch_tokens
         self._block_tokens = block_tokens
         self._copy_s = layerwise_copy_s
+        self._collective_token_s = collective_token_s
         self._loop = loop
         self._place = place
         self._read = read
@@ -131,4 +135,5 @@ class PrefillGroup:
             most_copy = max(most_copy, copy)
         if not total_tokens:
             return 0.0
-        return max(self._curve.seconds(most_tokens, total_tokens / len(self.engines), most_pairs), most_copy)
+        collectives = self._collective_token_s * most_tokens if most_copy else 0.0
+        return max(self._curve.seconds(most_tokens, total_tokens / len(self.engines), most_pairs), collectives + most_copy)

@@ -7,6 +7,7 @@ first token -> copies to the decode engine -> decode steps -> end of the turn ->
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
@@ -15,6 +16,7 @@ from dualpath_ray.simulation.events import EventLoop
 from dualpath_ray.simulation.link import Link
 from dualpath_ray.simulation.measurements import Measurements
 from dualpath_ray.simulation.model_spec import ModelSpec
+from dualpath_ray.simulation.network import make_network
 from dualpath_ray.simulation.prefill_group import PrefillEngine, PrefillGroup
 from dualpath_ray.simulation.round_state import RoundState
 from dualpath_ray.simulation.workload import Trajectory
@@ -43,15 +45,15 @@ class Simulator:
     ) -> None:
         self.model, self.cluster, self.system = model, cluster, system
         self.loop = EventLoop()
+        self._network = make_network(cluster.sharing, self.loop)
         self.results = Measurements()
         self.agents_left = len(agents)
         self.finished_at = 0.0  # when the last turn so far ended
         self._agents = agents
         self._append_scale, self._generation_scale = append_scale, generation_scale
-        self._context = [0] * len(agents)
+        self._context = [trajectory.context for trajectory in agents]
         self._started = list(arrivals) if arrivals is not None else [0.0] * len(agents)
         self._states: dict[str, RoundState] = {}
-        self._held: dict[str, tuple[PrefillEngine, int]] = {}
         self._build()
         for agent, start in enumerate(self._started):
             self.loop.at(start, self._arrive, (agent, 0))
@@ -82,27 +84,31 @@ class Simulator:
         cluster, node, gpus = self.cluster, self.cluster.node, self.cluster.node.gpus
         self._prefill_nodes = [f"p{i}" for i in range(cluster.prefill_nodes)]
         self._decode_nodes = [f"d{i}" for i in range(cluster.decode_nodes)]
-        self._snic = {n: Link(node.snic_bytes_per_s, node.read_latency_s, WINDOW_S) for n in (*self._prefill_nodes, *self._decode_nodes)}
+        nodes = (*self._prefill_nodes, *self._decode_nodes)
+        self._snic = {n: Link(node.snic_bytes_per_s, WINDOW_S) for n in nodes}
+        self._snic_up = {n: Link(node.snic_bytes_per_s) for n in nodes}
+        self._dram = {n: Link(node.dram_bytes_per_s) for n in nodes}
         prefill_size = min(cluster.prefill_group_nodes, cluster.prefill_nodes)
         decode_size = min(cluster.decode_group_nodes, cluster.decode_nodes)
         prefill_room = self._kv_room(prefill_size * gpus, "prefill_nodes")
         decode_room = int(self._kv_room(decode_size * gpus, "decode_nodes"))
         self._core = SchedulerCore(self._settings())
         block_bytes = self.cluster.block_tokens * self.model.kv_token_bytes
-        slots = 0 if self.system.zero_io or not self.system.layerwise else int(node.staging_bytes / block_bytes)
-        for n in (*self._prefill_nodes, *self._decode_nodes):
-            self._core.update_node(NodeLoad(n, 0, 0, node.snic_bytes_per_s, node.cnic_bytes_per_s, slots, slots, 0.0))
+        self._slots = 0 if self.system.zero_io or not self.system.layerwise else int(node.staging_bytes / block_bytes)
+        self._reading = dict.fromkeys(nodes, 0)  # tokens being read or waiting for the storage NIC
+        for n in nodes:
+            self._core.update_node(self._node_load(n))
         self._prefill_engines: dict[str, PrefillEngine] = {}
-        self._decode_cnic: dict[str, Link] = {}
+        self._cnic_in: dict[str, Link] = {}  # of every engine; of prefill engines only used without layerwise prefill
         for n in self._prefill_nodes:
             for g in range(gpus):
-                links = Link(node.cnic_bytes_per_s), Link(node.cnic_bytes_per_s)
                 room = NEVER if self.system.layerwise else prefill_room
-                self._prefill_engines[f"{n}e{g}"] = PrefillEngine(f"{n}e{g}", n, *links, room)
+                self._cnic_in[f"{n}e{g}"] = Link(node.cnic_bytes_per_s)
+                self._prefill_engines[f"{n}e{g}"] = PrefillEngine(f"{n}e{g}", n, Link(node.cnic_bytes_per_s), room)
                 self._core.update_engine(EngineLoad(f"{n}e{g}", n, "prefill", 0, 0, 0, 0.0))
         for n in self._decode_nodes:
             for g in range(gpus):
-                self._decode_cnic[f"{n}e{g}"] = Link(node.cnic_bytes_per_s)
+                self._cnic_in[f"{n}e{g}"] = Link(node.cnic_bytes_per_s)
                 self._core.update_engine(EngineLoad(f"{n}e{g}", n, "decode", 0, 0, decode_room, 0.0))
         self._prefill_groups = self._group_prefill(prefill_size)
         self._decode_group: dict[str, DecodeGroup] = {}
@@ -123,12 +129,13 @@ class Simulator:
         """Alpha and beta as in the paper: what a storage NIC reads, a GPU prefills in some seconds (batches of 4 mean turns)."""
         turns = [turn for trajectory in self._agents[:500] for turn in trajectory.turns]
         mean_append = sum(append for append, _ in turns) / len(turns) * self._append_scale
-        mean_context = sum(sum(a + g for a, g in t.turns) for t in self._agents[:500]) / len(self._agents[:500]) / 2
+        mean_context = sum(t.context + sum(a + g for a, g in t.turns) / 2 for t in self._agents[:500]) / len(self._agents[:500])
         pass_s = self.model.prefill.seconds(4 * mean_append, 4 * mean_append, 4 * mean_append * mean_context)
         rate = 4 * (mean_context + mean_append) / pass_s
         unlimited = self.system.placement != "dualpath"
         return SchedulingSettings(
             read_mode=self.system.read_mode,
+            queue_view=self.system.queue_view,
             placement=self.system.placement,
             alpha_tokens=int(self.cluster.alpha_s * self.cluster.node.snic_bytes_per_s / self.model.kv_token_bytes),
             beta_tokens=1 << 60 if unlimited else max(1, int(self.cluster.beta_s * rate)),
@@ -147,6 +154,7 @@ class Simulator:
         groups = []
         for start in range(0, len(engines), per_group):
             members = engines[start : start + per_group]
+            reporting = [*dict.fromkeys(e.node_id for e in members), *self._decode_nodes[len(groups) :: -(-len(engines) // per_group)]]
             c = self.cluster
             group = PrefillGroup(
                 members,
@@ -155,14 +163,19 @@ class Simulator:
                 c.batch_tokens,
                 c.block_tokens,
                 copy_s,
+                self._collective_token_s(size),
                 self.loop,
-                self._place,
+                partial(self._place, reporting),
                 self._read,
                 self._prefilled,
             )
             self._group_of.update({engine.engine_id: group for engine in members})
             groups.append(group)
         return groups
+
+    def _collective_token_s(self, group_nodes: int) -> float:
+        """Seconds a compute NIC is busy with one token's collectives: the part that goes to other nodes of the group."""
+        return self.model.collective_token_bytes * (1 - 1 / group_nodes) / self.cluster.node.cnic_bytes_per_s
 
     # --- a turn's life -------------------------------------------------------------------------------------------------------
 
@@ -182,14 +195,34 @@ class Simulator:
         for group in self._prefill_groups:
             group.wake()
 
-    def _place(self) -> None:
-        """Ask the scheduler core; what it assigns waits at its prefill engine for the group's next boundary."""
+    def _place(self, reporting: Sequence[str]) -> None:
+        """Ask the scheduler core; what it assigns waits at its prefill engine for the group's next boundary.
+
+        A group that fetches reports the read queues of its nodes (paper section 6), and those of its share of the decode nodes.
+        """
+        if self.system.queue_view == "reported":
+            for node_id in reporting:
+                self._core.update_node(self._node_load(node_id))
         for assignment in self._core.decide(self.loop.now):
             state = self._states[assignment.request_id]
             state.assignment = assignment
             engine = self._prefill_engines[assignment.prefill_engine]
             engine.inbox.append(state)
             self._group_of[engine.engine_id].wake()
+
+    def _node_load(self, node_id: str) -> NodeLoad:
+        node = self.cluster.node
+        queue = self._reading[node_id]
+        return NodeLoad(
+            node_id,
+            queue,
+            queue * self.model.kv_token_bytes,
+            node.snic_bytes_per_s,
+            node.cnic_bytes_per_s,
+            self._slots,
+            self._slots,
+            self.loop.now,
+        )
 
     def _read(self, state: RoundState, engine: PrefillEngine) -> None:
         """The engine has fetched the request: its storage reads are queued now."""
@@ -203,11 +236,15 @@ class Simulator:
             return
         size = self.model.kv_token_bytes * self.cluster.block_tokens
         state.reads_left = len(blocks)
+        latency = self.cluster.node.read_latency_s
         for node_id, count in blocks.items():
-            self.loop.at(self._snic[node_id].transfer(now, count * size), self._one_read, (state, engine, node_id))
+            route = (self._snic[node_id], self._dram[node_id])
+            self._reading[node_id] += count * self.cluster.block_tokens
+            self._network.transfer(route, count * size, self._one_read, (state, engine, node_id, count), latency)
 
-    def _one_read(self, what: tuple[RoundState, PrefillEngine, str]) -> None:
-        state, engine, node_id = what
+    def _one_read(self, what: tuple[RoundState, PrefillEngine, str, int]) -> None:
+        state, engine, node_id, blocks = what
+        self._reading[node_id] -= blocks * self.cluster.block_tokens
         self._core.reads_done(state.request_id, node_id)
         state.reads_left -= 1
         if state.reads_left:
@@ -215,8 +252,8 @@ class Simulator:
         if self.system.layerwise:
             self._reads_complete((state, engine))
         else:
-            loaded = engine.cnic_in.transfer(self.loop.now, state.hit * self.model.kv_token_bytes)
-            self.loop.at(loaded, self._reads_complete, (state, engine))
+            route = (self._dram[engine.node_id], self._cnic_in[engine.engine_id])
+            self._network.transfer(route, state.hit * self.model.kv_token_bytes, self._reads_complete, (state, engine))
 
     def _reads_complete(self, what: tuple[RoundState, PrefillEngine]) -> None:
         state, engine = what
@@ -245,27 +282,36 @@ class Simulator:
         self._core.prefill_done(state.request_id)
         if state.assignment is None:
             raise ValueError(f"request {state.request_id} was prefilled without an assignment")
-        decode_engine = state.assignment.decode_engine
         if self.system.zero_io:
-            arrived = now
+            self._in_hbm(state)
+        elif self.system.layerwise:
+            # All layers but the last have gone to the decode node during the pass.
+            last_layer_s = state.chunk * self.model.kv_token_bytes / self.model.layers / self.cluster.node.cnic_bytes_per_s
+            self.loop.at(now + last_layer_s, self._to_hbm, state)
         else:
-            size = state.prompt * self.model.kv_token_bytes
-            arrived = now + state.chunk * self.model.kv_token_bytes / self.model.layers / self.cluster.node.cnic_bytes_per_s
-            if not self.system.layerwise:
-                arrived = engine.cnic_out.transfer(now, size)
-                self.loop.at(arrived, self._release, (state.prompt, engine))
-            arrived = self._decode_cnic[decode_engine].transfer(arrived, size)
-        if state.generate == 1:
-            self.loop.at(arrived, self._end_turn, state)
-        else:
-            group = self._decode_group[decode_engine]
-            self.loop.at(arrived + ENTRY_STEPS * group.step_s, group.join, state)
+            route = (engine.cnic_out, self._cnic_in[state.assignment.decode_engine], self._dram[state.assignment.decode_node])
+            self._network.transfer(route, state.prompt * self.model.kv_token_bytes, self._handed_over, (state, engine))
 
-    def _release(self, what: tuple[int, PrefillEngine]) -> None:
-        tokens, engine = what
-        engine.free_tokens += tokens
+    def _handed_over(self, what: tuple[RoundState, PrefillEngine]) -> None:
+        """Without layerwise prefill: the whole prompt's KV is on the decode node, and the prefill engine's memory is free."""
+        state, engine = what
+        engine.free_tokens += state.prompt
         if engine.inbox:
             self._group_of[engine.engine_id].wake()
+        self._to_hbm(state)
+
+    def _to_hbm(self, state: RoundState) -> None:
+        if state.assignment is None:
+            raise ValueError(f"request {state.request_id} was prefilled without an assignment")
+        route = (self._dram[state.assignment.decode_node], self._cnic_in[state.assignment.decode_engine])
+        self._network.transfer(route, state.prompt * self.model.kv_token_bytes, self._in_hbm, state)
+
+    def _in_hbm(self, state: RoundState) -> None:
+        if state.generate == 1 or state.assignment is None:
+            self._end_turn(state)
+            return
+        group = self._decode_group[state.assignment.decode_engine]
+        self.loop.at(self.loop.now + ENTRY_STEPS * group.step_s, group.join, state)
 
     def _end_turn(self, state: RoundState) -> None:
         now = self.loop.now
@@ -276,7 +322,8 @@ class Simulator:
         agent, index = state.agent, state.index + 1
         block = self.cluster.block_tokens
         before, after = self._context[agent] // block, (state.prompt + state.generate) // block
-        self.results.persisted_bytes += (after - before) * block * self.model.kv_token_bytes
+        if state.assignment is not None and not self.system.zero_io:
+            self._persist(state.assignment.decode_node, (after - before) * block * self.model.kv_token_bytes)
         self._context[agent] = state.prompt + state.generate
         trajectory = self._agents[agent]
         if index < len(trajectory.turns):
@@ -285,3 +332,9 @@ class Simulator:
         else:
             self.results.trajectory.append(now - self._started[agent])
             self.agents_left -= 1
+
+    def _persist(self, node_id: str, size: int) -> None:
+        """The decode node writes a turn's full blocks; nobody waits for them."""
+        self.results.persisted_bytes += size
+        if size:
+            self._network.transfer((self._snic_up[node_id], self._dram[node_id]), size)

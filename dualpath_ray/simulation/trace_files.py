@@ -1,7 +1,7 @@
 """Public traces as agents: one JSON object a line, in any of three shapes, told apart by their fields.
 
 - sessions: `turns` is a list of rows; `cols` names the columns (`append` and `gen`, or `gen_kept`, must be there; `tool_s_est` or `gap_s`
-  becomes the delay before the next turn). Without `cols` rows are [append, generation].
+  becomes the delay before the next turn). Without `cols` rows are [append, generation]. `context` tokens are stored before the first turn.
 - requests with `session_id`, `timestamp` (ms), `input_length`, `output_length` and chained `hash_ids`: requests of a session become turns;
   what the next request's blocks share with the current one counts as context, the rest as appended.
 - the same without `session_id`: each request is linked to the latest earlier one that shares its longest block prefix.
@@ -43,7 +43,7 @@ def _session(row: Mapping[str, Any]) -> Trajectory:
     delay = next((columns.index(name) for name in ("tool_s_est", "gap_s") if name in columns), None)
     turns = tuple((max(1, int(turn[append])), max(1, int(turn[generation]))) for turn in row["turns"])
     delays = tuple(float(turn[delay]) for turn in row["turns"]) if delay is not None else ()
-    return Trajectory(turns, delays)
+    return Trajectory(turns, delays, int(row.get("context", 0)))
 
 
 def _from_requests(rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:

@@ -20,10 +20,14 @@ Turn = tuple[int, int]  # appended tokens, generated tokens
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One agent's session. `delays[i]` is the time between the end of turn i and the arrival of turn i + 1 (empty: no delays)."""
+    """One agent's session. `delays[i]` is the time between the end of turn i and the arrival of turn i + 1 (empty: no delays).
+
+    `context` tokens are in storage before the first turn.
+    """
 
     turns: tuple[Turn, ...]
     delays: tuple[float, ...] = ()
+    context: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,6 @@ def agents(trajectories: Sequence[Trajectory], count: int, seed: int = 0) -> lis
     for i in range(count):
         base = trajectories[i % len(trajectories)]
         if i >= len(trajectories):
-            base = Trajectory(((rng.randint(64, 512), 1), *base.turns), (0.0, *base.delays) if base.delays else ())
+            base = Trajectory(((rng.randint(64, 512), 1), *base.turns), (0.0, *base.delays) if base.delays else (), base.context)
         result.append(base)
     return result

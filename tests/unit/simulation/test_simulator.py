@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec, parse_nodes
@@ -11,7 +15,15 @@ from dualpath_ray.simulation.decode_group import DecodeGroup
 from dualpath_ray.simulation.events import EventLoop
 from dualpath_ray.simulation.link import Link
 from dualpath_ray.simulation.measurements import max_over_mean
-from dualpath_ray.simulation.model_spec import ModelSpec, attention_kv_token_bytes, dense_spec, latent_kv_token_bytes, model_spec
+from dualpath_ray.simulation.model_spec import (
+    MeasuredModel,
+    ModelSpec,
+    attention_kv_token_bytes,
+    dense_spec,
+    latent_kv_token_bytes,
+    model_spec,
+)
+from dualpath_ray.simulation.network import FairNetwork, QueuedNetwork, fair_rates
 from dualpath_ray.simulation.node_spec import NodeSpec
 from dualpath_ray.simulation.round_state import RoundState
 from dualpath_ray.simulation.simulator import Simulator
@@ -48,14 +60,21 @@ def test_runs_repeat_exactly() -> None:
 
 
 def test_storage_bound_systems_come_in_the_right_order() -> None:
-    times = {mode: small_run(mode, 60).finished_at for mode in ("oracle", "split", "ours", "layerwise", "basic")}
-    assert times["oracle"] < times["split"] <= times["ours"] < times["layerwise"] <= times["basic"]
+    times = {mode: small_run(mode, 60).finished_at for mode in ("oracle", "split", "shorter_queue", "layerwise", "basic")}
+    assert times["oracle"] < times["split"] <= 1.005 * times["shorter_queue"]
+    assert times["shorter_queue"] < times["layerwise"] <= 1.005 * times["basic"]
+
+
+def test_reads_herd_on_one_node_when_queues_are_known_from_reports_only() -> None:
+    together = ClusterSpec(**{**SMALL.model_dump(), "decode_nodes": 2})
+    reported, accounted = (small_run(mode, 60, together) for mode in ("ours", "shorter_queue"))
+    assert max_over_mean(reported.snics, reported.loop.now) > 1.1 * max_over_mean(accounted.snics, accounted.loop.now)
 
 
 def test_basic_reads_on_the_prefill_node_only_and_dual_path_on_both() -> None:
     prefill, decode = small_run("basic").snics
     assert prefill.bytes > 0 and decode.bytes == 0
-    prefill, decode = small_run("ours").snics
+    prefill, decode = small_run("shorter_queue").snics
     assert 0.5 < prefill.bytes / decode.bytes < 2.0
 
 
@@ -90,6 +109,18 @@ def test_arrivals_and_scales() -> None:
     assert run.results.prompt_tokens == 200 and run.results.generated_tokens == 15
 
 
+def test_a_session_may_begin_with_a_stored_context() -> None:
+    simulator = Simulator(TINY, SMALL, SYSTEMS["ours"], [Trajectory(((100, 5), (10, 5)), context=640)])
+    simulator.run()
+    assert simulator.results.prompt_tokens == 740 + 755
+    assert sum(link.bytes for link in simulator.snics) == (640 + 704) * 1000
+
+
+def test_a_measured_model_is_what_its_figures_say() -> None:
+    model = MeasuredModel(name="m", layers=2, kv_token_bytes=10, prefill_s=1.0, prefill_token_s=0.5, decode_s=0.2, decode_request_s=0.1)
+    assert model_spec(model).prefill.seconds(4, 4, 0) == 3.0 and model_spec(model).decode.seconds(3, 0) == pytest.approx(0.4)
+
+
 def test_a_model_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not fit"):
         Simulator(model_spec("ds-660b"), ClusterSpec(prefill_nodes=1, decode_nodes=1), SYSTEMS["ours"], paper_set("32K", 4))
@@ -112,14 +143,73 @@ def test_kv_bytes_follow_from_geometry() -> None:
         dense_spec("x", {"num_hidden_layers": 1})
 
 
-def test_link_serves_in_order() -> None:
-    link = Link(100.0, latency=0.5, window_s=1.0)
-    assert link.transfer(0.0, 100.0) == 1.5
-    assert link.transfer(0.0, 50.0) == 2.0
-    assert link.transfer(10.0, 100.0) == 11.5
+def test_a_queued_link_serves_in_order() -> None:
+    loop, ended = EventLoop(), []
+    network, link, wide = QueuedNetwork(loop), Link(100.0, window_s=1.0), Link(1000.0)
+    for size in (100.0, 50.0):
+        network.transfer((link, wide), size, lambda name: ended.append((name, loop.now)), size, latency=0.5)
+    loop.run()
+    assert ended == [(100.0, 1.5), (50.0, 2.0)]
     assert link.windows[0] == pytest.approx(100.0) and link.windows[1] == pytest.approx(50.0)
-    idle = Link(100.0, window_s=1.0)
-    assert max_over_mean([link, idle], 2.0) == 2.0
+    assert wide.bytes == 150.0
+    assert max_over_mean([link, Link(100.0, window_s=1.0)], 2.0) == 2.0
+
+
+def test_fair_transfers_share_a_link_and_the_slowest_link_limits() -> None:
+    loop, ended = EventLoop(), {}
+    network, nic, other = FairNetwork(loop), Link(100.0, window_s=1.0), Link(100.0)
+
+    def start(what: tuple[str, tuple[Link, ...], float]) -> None:
+        name, route, size = what
+        network.transfer(route, size, lambda _: ended.setdefault(name, loop.now))
+
+    loop.at(0.0, start, ("long", (nic,), 300.0))
+    loop.at(1.0, start, ("short", (nic,), 50.0))
+    loop.at(0.0, start, ("alone", (other,), 100.0))
+    loop.run()
+    assert ended == {"alone": pytest.approx(1.0), "short": pytest.approx(2.0), "long": pytest.approx(3.5)}
+    assert nic.bytes == pytest.approx(350.0) and sum(nic.windows.values()) == pytest.approx(350.0)
+
+
+def test_what_a_slow_link_leaves_goes_to_others_on_the_shared_one() -> None:
+    """Two transfers share memory of 100; one can do 20 only, so the other gets 80 until the first has ended."""
+    loop, ended = EventLoop(), {}
+    memory, slow, fast = Link(100.0), Link(20.0), Link(90.0)
+    network = FairNetwork(loop)
+    for name, route in (("slow", (slow, memory)), ("fast", (fast, memory))):
+        network.transfer(route, 100.0 if name == "slow" else 445.0, lambda name: ended.setdefault(name, loop.now), name)
+    loop.run()
+    assert ended == {"slow": pytest.approx(5.0), "fast": pytest.approx(5.0 + 45 / 90)}
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 4), min_size=1, max_size=3), st.integers(1, 5)), min_size=1, max_size=8))
+def test_rates_are_max_min_fair(routes: list[tuple[set[int], int]]) -> None:
+    links = [Link(float(bandwidth)) for bandwidth in (10, 20, 30, 40, 1000)]
+    wanted = {i: (tuple(links[j] for j in sorted(route)), count) for i, (route, count) in enumerate(routes)}
+    rates = fair_rates(wanted)
+    used = {link: sum(rates[i] * count for i, (route, count) in wanted.items() if link in route) for link in links}
+    assert all(used[link] <= link.bandwidth * (1 + 1e-9) for link in links)
+    for i, (route, _) in wanted.items():  # max-min: everyone has a full link on which nobody is faster
+        assert any(
+            used[link] >= link.bandwidth * (1 - 1e-9) and all(rates[j] <= rates[i] * (1 + 1e-9) for j in wanted if link in wanted[j][0])
+            for link in route
+        )
+
+
+@pytest.mark.parametrize("mode", ["basic", "ours", "split"])
+def test_fair_sharing_moves_the_same_bytes(mode: str) -> None:
+    queued, fair = small_run(mode), small_run(mode, cluster=SMALL.model_copy(update={"sharing": "fair"}))
+    assert sum(link.bytes for link in fair.snics) == pytest.approx(sum(link.bytes for link in queued.snics))
+    assert fair.finished_at == pytest.approx(queued.finished_at, rel=0.2)
+    assert fair.results.persisted_bytes == queued.results.persisted_bytes > 0
+
+
+def test_collectives_come_before_kv_on_the_compute_nic() -> None:
+    slow = SMALL.model_copy(update={"prefill_nodes": 2, "node": SMALL.node.model_copy(update={"cnic_bytes_per_s": 2e7})})
+    chatty = replace(TINY, collective_token_bytes=5e4)
+    agents_ = agents([Trajectory(((2000, 20), (300, 15), (50, 1), (10, 40)))], 20)
+    alone, beside = (Simulator(model, slow, SYSTEMS["ours"], agents_) for model in (TINY, chatty))
+    assert beside.run() > alone.run()
 
 
 def test_interpolation_continues_the_last_slope() -> None:

@@ -51,8 +51,8 @@ def test_session_rows(tmp_path: Path) -> None:
         json.dumps({"cols": ["ctx_before", "append", "gen", "gen_kept", "tool_s_est"], "turns": [[0, 50, 9, 7, 1.5], [57, 3, 2, 2, 0.5]]})
     )
     assert load_trajectories(file) == [Trajectory(((50, 7), (3, 2)), (1.5, 0.5))]
-    file.write_text('{"turns": [[5, 1]]}\n')
-    assert load_trajectories(file) == [Trajectory(((5, 1),))]
+    file.write_text('{"context": 70, "turns": [[5, 1]]}\n')
+    assert load_trajectories(file) == [Trajectory(((5, 1),), context=70)]
 
 
 def test_requests_are_chained_by_session_or_by_shared_blocks(tmp_path: Path) -> None:
