@@ -151,7 +151,7 @@ class Simulator:
         per_group = size * self.cluster.node.gpus if self.model.lockstep else 1
         copy_s = self._copy_seconds if self.system.layerwise and not self.system.zero_io else None
         self._group_of: dict[str, PrefillGroup] = {}
-        groups = []
+        groups: list[PrefillGroup] = []
         for start in range(0, len(engines), per_group):
             members = engines[start : start + per_group]
             reporting = [*dict.fromkeys(e.node_id for e in members), *self._decode_nodes[len(groups) :: -(-len(engines) // per_group)]]
