@@ -20,7 +20,8 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.models.shape import read_shape
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
-from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import PeerInfo
 from policies.vocabulary import EngineLoad, NodeLoad, Role
 

@@ -43,7 +43,8 @@ from dualpath_ray.persister import Persister, PoolBlock
 from dualpath_ray.pool_queue import PoolQueue
 from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationUsage, TokenLogprobs
 from dualpath_ray.telemetry import tracing
-from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import dense_region
 
 log = logging.getLogger(__name__)

@@ -31,9 +31,11 @@ from dualpath_ray.messages import Delivery, Forward, LeaseGrant, LeaseRequest, L
 from dualpath_ray.slot_queue import SlotQueue
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, BlockStore
 from dualpath_ray.telemetry import tracing
-from dualpath_ray.transfer.endpoint import PRIORITY_POOL, Blocks, Endpoint, EndpointSettings, Push
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import PeerInfo
 from dualpath_ray.transfer.messages import Quiesce, WriterDone
+from dualpath_ray.transfer.push import PRIORITY_POOL, Blocks, Push
 from dualpath_ray.transfer.source import StreamSource
 
 log = logging.getLogger(__name__)

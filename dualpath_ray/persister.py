@@ -20,8 +20,9 @@ from dualpath_ray.gateway import POOL
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import LeaseGrant, LeaseRequest, PersistBlock
-from dualpath_ray.transfer.endpoint import PRIORITY_PERSIST, Endpoint, Push
+from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.memory import PeerInfo
+from dualpath_ray.transfer.push import PRIORITY_PERSIST, Push
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
 from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
-from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import dense_region
 from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
 

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, StoreError, TransferError
-from dualpath_ray.transfer.endpoint import Endpoint, Push
+from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
+from dualpath_ray.transfer.push import Push
 
 
 @dataclass(frozen=True, slots=True)

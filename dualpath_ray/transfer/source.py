@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dualpath_ray.errors import BlockError, DualPathError, StoreError
-from dualpath_ray.transfer.endpoint import Endpoint, Push
+from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
+from dualpath_ray.transfer.push import Push
 
 
 @dataclass(slots=True, eq=False)

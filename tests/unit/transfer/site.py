@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from dualpath_ray.errors import DualPathError
-from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings, Push
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import Region, allocate
 from dualpath_ray.transfer.messages import Message
+from dualpath_ray.transfer.push import Push
 
 WAIT_S = 30.0  # longer than anything here takes, so that a failure is an error and no hang
 

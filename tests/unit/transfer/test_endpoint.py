@@ -12,8 +12,8 @@ import pytest
 
 from dualpath_ray.errors import DualPathError, TransferError
 from dualpath_ray.transfer import messages
-from dualpath_ray.transfer.endpoint import PRIORITY_LAYERS, PRIORITY_PERSIST, PRIORITY_POOL
 from dualpath_ray.transfer.messages import CloseStream, LayerLanded, StreamReady
+from dualpath_ray.transfer.push import PRIORITY_LAYERS, PRIORITY_PERSIST, PRIORITY_POOL
 from tests.unit.transfer.site import WAIT_S, Site, sites
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError
-from dualpath_ray.transfer.endpoint import Endpoint, EndpointSettings
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import Region, allocate
 from dualpath_ray.transfer.messages import Credit, StreamClosed, WriterDone
 from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV

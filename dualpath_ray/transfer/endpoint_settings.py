@@ -1,0 +1,34 @@
+"""The knobs of an endpoint, and what it counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """`tls`, `net_devices` and `error_handling` reach UCX through the environment of the process (see Settings.transfer)."""
+
+    progress_thread_delay_us: int = 1000
+    busy_poll_s: float = 0.00001  # pause between looks while pushes are under way or messages are expected
+    idle_poll_s: float = 0.002  # pause between looks when nothing has happened for `linger_s`
+    linger_s: float = 0.02
+    push_timeout_s: float = 30.0
+    max_post_bytes: int = 8 << 20  # longer pushes go out in pieces, so that urgent ones need not wait behind them
+
+
+@dataclass(slots=True)
+class EndpointStats:
+    """Counters since start. `push_seconds` is the time the thread spent inside NIXL's posting and checking calls, `busy_seconds` the time
+    in which at least one push waited or was under way (up to the end of the last such stretch; see `Endpoint.busy_seconds`)."""
+
+    pushed_bytes: Counter[str] = field(default_factory=Counter)  # by "local->remote" region
+    pushes: Counter[str] = field(default_factory=Counter)
+    push_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    failed_pushes: int = 0
+    refused_pushes: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    bad_messages: int = 0
