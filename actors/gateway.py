@@ -7,7 +7,8 @@ from typing import Any
 from actors.engine_process import ClusterProcess, Identity, endpoint_settings
 from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
-from dualpath_ray.gateway import Gateway, GatewaySettings
+from dualpath_ray.gateway import Gateway
+from dualpath_ray.gateway_settings import GatewaySettings
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
@@ -49,15 +50,15 @@ class StorageGatewayActor(ClusterProcess):
 
     def _load(self) -> NodeLoad:
         gateway = self._running
-        busy_s, read = gateway.busy_seconds(), gateway.stats.read_bytes
+        busy_s, read = gateway.loader.busy_seconds(), gateway.stats.read_bytes
         if busy_s > self._sampled_busy_s and read > self._sampled_bytes:
             sample = (read - self._sampled_bytes) / (busy_s - self._sampled_busy_s)
             self._bandwidth = sample if not self._bandwidth else (1 - SMOOTHING) * self._bandwidth + SMOOTHING * sample
             self._sampled_bytes, self._sampled_busy_s = read, busy_s
         return NodeLoad(
             node_id=gateway.node_id,
-            read_queue_tokens=gateway.read_queue_tokens,
-            read_queue_bytes=gateway.read_queue_bytes,
+            read_queue_tokens=gateway.loader.queue_tokens,
+            read_queue_bytes=gateway.loader.queue_bytes,
             snic_bandwidth=self._bandwidth,
             cnic_bandwidth=0.0,
             free_slots=gateway.staging.free_slots,
@@ -121,8 +122,8 @@ class StorageGatewayActor(ClusterProcess):
         store = gateway.store.stats()
         for state, slots in (("free", gateway.staging.free_slots), ("leased", gateway.staging.total_slots - gateway.staging.free_slots)):
             metrics.staging_slots.labels(state=state).set(slots)
-        metrics.read_queue_tokens.set(gateway.read_queue_tokens)
-        metrics.read_queue_bytes.set(gateway.read_queue_bytes)
+        metrics.read_queue_tokens.set(gateway.loader.queue_tokens)
+        metrics.read_queue_bytes.set(gateway.loader.queue_bytes)
         for direction, verb in (("read", "read"), ("write", "written")):
             metrics.advance(metrics.store_bytes, store.get(f"{verb}_bytes", 0.0), direction=direction)
             metrics.advance(metrics.store_seconds, store.get(f"{direction}_seconds", 0.0), direction=direction)

@@ -88,11 +88,11 @@ async def test_a_delivery_learns_that_its_lease_was_released_while_it_waited(gat
 
 async def test_the_end_of_reads_is_told_once_and_takes_them_off_the_queue(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(gateway, "_on_read", lambda request_id, epoch: ended.append((request_id, epoch, gateway.read_queue_tokens)))
+    monkeypatch.setattr(gateway, "_on_read", lambda request_id, epoch: ended.append((request_id, epoch, gateway.loader.queue_tokens)))
     missing = BlockLoad(0, b"key" * 8, b"root" * 6)
     grant = await gateway.lease(LeaseRequest("r", "owner", 1, (missing,), epoch=2))
     await asyncio.sleep(0)
-    assert gateway.read_queue_tokens == GEOMETRY.block_tokens
+    assert gateway.loader.queue_tokens == GEOMETRY.block_tokens
     with pytest.raises(DualPathError):
         await gateway.complete(grant.lease_id)
     await gateway.release(grant.lease_id)

@@ -17,7 +17,8 @@ from dualpath_ray.decode_service import DecodeService, DecodeServiceSettings
 from dualpath_ray.engine.model import CausalModel, load_model
 from dualpath_ray.engine.pool import PagedPool
 from dualpath_ray.engine.window import LayerWindow
-from dualpath_ray.gateway import Gateway, GatewaySettings
+from dualpath_ray.gateway import Gateway
+from dualpath_ray.gateway_settings import GatewaySettings
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.index import BlockIndex
 from dualpath_ray.kv.keys import block_keys, root_key

@@ -1,0 +1,143 @@
+"""Storage to staging: reads the hit blocks of a lease range by range of layers, and forwards them to the decode node as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from dualpath_ray.errors import BlockError, DualPathError, TransferError
+from dualpath_ray.gateway_settings import GatewayStats
+from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.kv.staging import REGION as STAGING
+from dualpath_ray.kv.staging import Lease, StagingBuffer
+from dualpath_ray.messages import Forward, LeaseRequest, LoadOutcome
+from dualpath_ray.staging_push import StagingPush, all_layers
+from dualpath_ray.stores.base import BlockBuffer, BlockReader, BlockStore
+from dualpath_ray.telemetry import tracing
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.source import StreamSource
+
+log = logging.getLogger(__name__)
+
+
+class BlockLoader:
+    """One per gateway, on its event loop. `on_bad(key)` hears of blocks that must not be used any more, `on_read(request)` when a request's
+    storage reads have ended, well or badly (its blocks may still be on their way to the decode node).
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        staging: StagingBuffer,
+        store: BlockStore,
+        endpoint: Endpoint,
+        source: StreamSource,
+        push: StagingPush,
+        stats: GatewayStats,
+        layer_groups: int,
+        on_bad: Callable[[bytes], None],
+        on_read: Callable[[LeaseRequest], None],
+    ) -> None:
+        self._node_id, self._staging, self._store = node_id, staging, store
+        self._geometry: KVGeometry = staging.geometry
+        self._endpoint, self._source, self._push = endpoint, source, push
+        self._stats, self._on_bad, self._on_read = stats, on_bad, on_read
+        self._groups = max(1, min(layer_groups, store.layer_groups(), self._geometry.layers))
+        self.queue_tokens = 0
+        self.queue_bytes = 0
+        self._busy_s, self._busy_since = 0.0, 0.0
+
+    def busy_seconds(self) -> float:
+        """Time since start during which something was being read: bytes read over it is the storage NIC's measured bandwidth."""
+        return self._busy_s + (time.monotonic() - self._busy_since if self.queue_bytes else 0.0)
+
+    async def load(self, lease: Lease, request: LeaseRequest) -> LoadOutcome:
+        """Read and forward the request's blocks. The caller holds the lease. When this ends, nothing is being read or forwarded.
+
+        Raises what went wrong, also to the lease's streams and to the gateway that the blocks were to be forwarded to.
+        """
+        nbytes = len(request.loads) * self._geometry.full_block_bytes
+        forward_error: str | None = "the load failed"
+        start, reads_end = time.monotonic(), self._reads_begin(request)
+        try:
+            with tracing.span("gateway.read", request.trace, node=self._node_id, blocks=len(request.loads), bytes=nbytes):
+                slots = [self._staging.slot(int(lease.slots[load.position])) for load in request.loads]
+                buffers = [BlockBuffer(load.key, load.parent, data) for load, data in zip(request.loads, slots, strict=True)]
+                reader = await asyncio.wrap_future(self._store.open(buffers))
+                try:
+                    await self._read_groups(lease, reader, request, reads_end)
+                finally:
+                    reader.close()
+            read_s = time.monotonic() - start
+            self._stats.read_bytes += nbytes
+            self._stats.read_blocks += len(request.loads)
+            self._stats.read_s += read_s
+            forward_error = None
+            return LoadOutcome(nbytes, read_s)
+        except DualPathError as error:
+            if isinstance(error, BlockError):
+                self._stats.corrupt_blocks += 1
+                self._on_bad(error.key)
+            forward_error = str(error)
+            self._source.load_failed(lease.lease_id, error)
+            raise
+        except Exception as error:
+            log.exception("gateway %s: load failed", self._node_id)
+            failure = TransferError(f"load failed: {error}")
+            self._source.load_failed(lease.lease_id, failure)
+            raise failure from error
+        finally:
+            reads_end()
+            if request.forward is not None:
+                self._endpoint.finish_writes(request.forward.peer.agent, request.forward.lease_id, forward_error)
+
+    def _reads_begin(self, request: LeaseRequest) -> Callable[[], None]:
+        """Account for the request's reads; what is returned ends that, once."""
+        nbytes, tokens = len(request.loads) * self._geometry.full_block_bytes, len(request.loads) * self._geometry.block_tokens
+        if not self.queue_bytes:
+            self._busy_since = time.monotonic()
+        self.queue_bytes += nbytes
+        self.queue_tokens += tokens
+        under_way = True
+
+        def end() -> None:
+            nonlocal under_way
+            if not under_way:
+                return
+            under_way = False
+            self.queue_bytes -= nbytes
+            self.queue_tokens -= tokens
+            if not self.queue_bytes:
+                self._busy_s += time.monotonic() - self._busy_since
+            self._on_read(request)
+
+        return end
+
+    async def _read_groups(self, lease: Lease, reader: BlockReader, request: LeaseRequest, reads_end: Callable[[], None]) -> None:
+        """Read all blocks range by range of layers: the first layers can be streamed while the others are still being read."""
+        edges = np.linspace(0, self._geometry.layers, self._groups + 1).astype(int).tolist()
+        ranges = list(itertools.pairwise(edges))
+        reads = [reader.read(first, stop) for first, stop in ranges]
+        forwards: list[asyncio.Future[None]] = []
+        try:
+            for read, (first, stop) in zip(reads, ranges, strict=True):
+                await asyncio.wrap_future(read)
+                self._source.layers_loaded(lease.lease_id, stop)
+                if request.forward is not None:
+                    forwards.append(self._forward(lease, request, request.forward, first, stop))
+            reads_end()
+            await asyncio.gather(*forwards)
+        finally:
+            await asyncio.gather(*(asyncio.wrap_future(read) for read in reads), *forwards, return_exceptions=True)
+
+    def _forward(self, lease: Lease, request: LeaseRequest, forward: Forward, first: int, stop: int) -> asyncio.Future[None]:
+        positions = np.array([load.position for load in request.loads], dtype=np.int32)
+        layers = np.arange(first, stop, dtype=np.int32)
+        local = all_layers(lease.slots[positions], self._geometry.layers, layers)
+        remote = all_layers(forward.slots[positions], self._geometry.layers, layers)
+        return self._push(forward.peer, STAGING, local, remote, lease_id=forward.lease_id)

@@ -1,0 +1,28 @@
+"""The knobs of a gateway, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    max_waiting_leases: int = 1024
+    max_persist_queue_blocks: int = 4096
+    layer_groups: int = 4  # a Full Block is read in this many ranges of layers, first layers first
+
+
+@dataclass(slots=True)
+class GatewayStats:
+    """Counters since start, in bytes, blocks and seconds."""
+
+    read_bytes: int = 0
+    read_blocks: int = 0
+    read_s: float = 0.0
+    persisted_blocks: int = 0
+    persisted_bytes: int = 0
+    persist_failures: int = 0
+    persist_skipped: int = 0
+    corrupt_blocks: int = 0
+    leases: int = 0
+    lease_wait_s: float = 0.0
