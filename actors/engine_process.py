@@ -17,6 +17,7 @@ from actors.reporter import Reporter
 from dualpath_ray.config import Settings
 from dualpath_ray.engine.fingerprint import model_fingerprint
 from dualpath_ray.kv.geometry import KVGeometry
+from dualpath_ray.kv.residency import ResidencyChanges
 from dualpath_ray.models.shape import read_shape
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
@@ -94,6 +95,7 @@ class ClusterProcess:
         info: PeerInfo,
         active: Callable[[], frozenset[str]] = frozenset,
         scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
+        residency: ResidencyChanges | None = None,
     ) -> Reporter:
         """A reporter for the service that `info` addresses; start it when the service can serve."""
         identity = self._identity
@@ -109,7 +111,7 @@ class ClusterProcess:
             time.monotonic() - self._made_at,
         )
         interval_s, health_s = self._settings.scheduling.report_interval_s, self._settings.cluster.health_timeout_s
-        return Reporter(self._calls, registration, self._load, interval_s, active, scan, self._figures, health_s)
+        return Reporter(self._calls, registration, self._load, interval_s, active, scan, self._figures, residency, health_s)
 
 
 def facts_of(settings: Settings, identity: Identity) -> ModelFacts:

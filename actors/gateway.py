@@ -9,6 +9,7 @@ from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
 from dualpath_ray.gateway import Gateway
 from dualpath_ray.gateway_settings import GatewaySettings
+from dualpath_ray.kv.residency import ResidencyChanges
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
@@ -33,9 +34,11 @@ class StorageGatewayActor(ClusterProcess):
         settings, geometry = self._settings, self._facts.geometry
         store = open_store(settings.storage, self._facts.geometry, self._facts.fingerprint)
         slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
-        options = GatewaySettings(layer_groups=store.layer_groups())
+        options = GatewaySettings(resident_share=settings.staging.resident_share, layer_groups=store.layer_groups())
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
-        reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan)
+        residency = ResidencyChanges()
+        reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan, residency=residency)
+        gateway.staging.residents.on_change = residency.note
         await gateway.start(reporter.index, lambda request_id, epoch: reporter.read(attempt_name(request_id, epoch)))
         self._gateway = gateway
         self._keeper = StoreKeeper(store, keeper_settings(settings.storage), reporter.index, reporter.told)
@@ -61,7 +64,7 @@ class StorageGatewayActor(ClusterProcess):
             read_queue_bytes=gateway.loader.queue_bytes,
             snic_bandwidth=self._bandwidth,
             cnic_bandwidth=0.0,
-            free_slots=gateway.staging.free_slots,
+            free_slots=gateway.staging.available_slots,
             total_slots=gateway.staging.total_slots,
             reported_at=0.0,
         )
@@ -71,7 +74,7 @@ class StorageGatewayActor(ClusterProcess):
         pushed = gateway.endpoint.stats.pushed_bytes
         return {
             "read_bytes": gateway.stats.read_bytes,
-            "read_busy_s": gateway.busy_seconds(),
+            "read_busy_s": gateway.loader.busy_seconds(),
             "persisted_bytes": gateway.stats.persisted_bytes,
             "hit_layer_bytes": pushed["staging->window"],
             "full_block_bytes": pushed["staging->staging"],
@@ -105,7 +108,9 @@ class StorageGatewayActor(ClusterProcess):
         gateway.check_integrity()
         return {
             "idle": gateway.idle,
-            "free_slots": gateway.staging.free_slots,
+            "free_slots": gateway.staging.available_slots,
+            "resident_blocks": len(gateway.staging.residents),
+            "dram_blocks": gateway.stats.dram_local_blocks + gateway.stats.dram_peer_blocks,
             "total_slots": gateway.staging.total_slots,
             "reading_tokens": gateway.read_queue_tokens,
             "persisting_blocks": gateway.persisting_blocks,
@@ -120,8 +125,20 @@ class StorageGatewayActor(ClusterProcess):
     async def metrics(self) -> str:
         metrics, gateway = self._metrics, self._running
         store = gateway.store.stats()
-        for state, slots in (("free", gateway.staging.free_slots), ("leased", gateway.staging.total_slots - gateway.staging.free_slots)):
+        staging = gateway.staging
+        for state, slots in (
+            ("free", staging.free_slots),
+            ("leased", staging.total_slots - staging.available_slots),
+            ("resident", staging.residents.evictable),
+        ):
             metrics.staging_slots.labels(state=state).set(slots)
+        for source, blocks in (
+            ("dram_local", gateway.stats.dram_local_blocks),
+            ("dram_peer", gateway.stats.dram_peer_blocks),
+            ("storage", gateway.stats.read_blocks),
+        ):
+            metrics.advance(metrics.loaded_blocks, blocks, source=source)
+        metrics.advance(metrics.resident_evictions, staging.residents.evicted)
         metrics.read_queue_tokens.set(gateway.loader.queue_tokens)
         metrics.read_queue_bytes.set(gateway.loader.queue_bytes)
         for direction, verb in (("read", "read"), ("write", "written")):
@@ -144,7 +161,7 @@ class StorageGatewayActor(ClusterProcess):
         metrics.advance(metrics.foreign_files, store.get("foreign_files", 0.0))
         metrics.leases.set(len(gateway.staging.leases))
         metrics.oldest_lease.set(gateway.oldest_lease_s())
-        metrics.advance(metrics.snic_busy, gateway.busy_seconds())
+        metrics.advance(metrics.snic_busy, gateway.loader.busy_seconds())
         metrics.advance(metrics.persisted_blocks, gateway.stats.persisted_blocks)
         metrics.advance(metrics.persist_failures, gateway.stats.persist_failures + gateway.stats.persist_skipped)
         self._count_pushes(gateway.endpoint, hit_layers="staging->window", full_blocks="staging->staging", pool="staging->pool")

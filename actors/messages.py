@@ -60,7 +60,7 @@ class Report:
     """Pushed on change and at least every `scheduling.report_interval_s`.
 
     `active` are the requests a decode engine holds; `prefilled` and `finished` those that passed that point since the last report;
-    `read` those whose storage reads a gateway has ended since then.
+    `read` those whose storage reads a gateway has ended since then; `came` and `gone` blocks that a gateway has in memory, or has no more.
     """
 
     engine_id: str
@@ -71,6 +71,8 @@ class Report:
     finished: tuple[str, ...] = ()
     added: BlockPairs = ()
     removed: tuple[bytes, ...] = ()
+    came: tuple[bytes, ...] = ()
+    gone: tuple[bytes, ...] = ()
     read: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)  # counters since the process started, and levels; for status and scaling
     index_complete: bool = False  # the last part of what `send_index` asked for

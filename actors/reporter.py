@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from actors.calls import SCHEDULER, ActorCalls
 from actors.messages import BlockPairs, Registration, Report, Welcome
 from dualpath_ray.errors import ConfigError, DualPathError
+from dualpath_ray.kv.residency import ResidencyChanges
 from policies.vocabulary import EngineLoad, NodeLoad
 
 log = logging.getLogger(__name__)
 
+RESIDENT_PART = 5_000  # blocks per report that have come into memory, or left it
 INDEX_PART = 20_000  # blocks per message when the whole index is sent
 CALL_TIMEOUT_S = 5.0
 REFUSED_PAUSE_S = 5.0
@@ -41,11 +43,13 @@ class Reporter:
         active: Callable[[], frozenset[str]] = frozenset,
         scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]] | None = None,
         figures: Callable[[], Mapping[str, float]] = dict,
+        residency: ResidencyChanges | None = None,
         health_timeout_s: float = math.inf,
         end: Callable[[], None] = _end_process,
     ) -> None:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
         self._active, self._scan, self._figures = active, scan, figures
+        self._residency = residency or ResidencyChanges()
         self._health_timeout_s, self._end = health_timeout_s, end
         self._wake = asyncio.Event()
         self._read: list[str] = []
@@ -152,12 +156,16 @@ class Reporter:
             for start in range(0, len(blocks), INDEX_PART):
                 await self._send(self._make(added=tuple(blocks[start : start + INDEX_PART])))
             await self._send(self._make(index_complete=True))
+        self._residency.restart()
         self._scheduler = welcome.scheduler
 
     async def _report(self) -> None:
         self._wake.clear()
         told = len(self._told)
-        sent = self._make(tuple(self._read), tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed))
+        came, gone = self._residency.take(RESIDENT_PART)
+        sent = self._make(
+            tuple(self._read), tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed), came, gone
+        )
         answer = await self._send(sent)
         if answer != self._scheduler:
             self._scheduler = ""  # it was restarted: introduce ourselves and say all again
@@ -171,6 +179,9 @@ class Reporter:
             if not taken.done():
                 taken.set_result(None)
         del self._told[:told]
+        self._residency.confirm(came, gone)
+        if self._residency:
+            self._wake.set()
 
     def _make(
         self,
@@ -179,6 +190,8 @@ class Reporter:
         finished: tuple[str, ...] = (),
         added: BlockPairs = (),
         removed: tuple[bytes, ...] = (),
+        came: tuple[bytes, ...] = (),
+        gone: tuple[bytes, ...] = (),
         index_complete: bool = False,
     ) -> Report:
         identity = self._registration
@@ -193,6 +206,8 @@ class Reporter:
             added=added,
             removed=removed,
             figures=self._figures(),
+            came=came,
+            gone=gone,
             index_complete=index_complete,
         )
 

@@ -24,12 +24,13 @@ from actors.supervisor import Incarnation, Supervisor
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.kv.index import BlockIndex
+from dualpath_ray.kv.residency import Residency
 from dualpath_ray.messages import ReadPart, Route
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
 from policies.core import SchedulerCore
 from policies.errors import Infeasible, PolicyError, QueueFull
-from policies.vocabulary import Assignment, EngineLoad, RequestDemand
+from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class SchedulerActor:
         self._calls = ActorCalls(namespace)
         self._core = SchedulerCore(settings.scheduling)
         self._index = BlockIndex()
+        self._residency = Residency()
         self._index_sender = ""  # agent that has sent, or is sending, the whole index
         self._index_complete = False
         self._events = EventLog()
@@ -109,6 +111,8 @@ class SchedulerActor:
             return Welcome(self._name, os.getpid(), given_up=True)
         if known is None or known.registration.peer.agent != registration.peer.agent:
             self._events.note("joined", registration.engine_id, f"{registration.role or 'gateway'} of node {registration.node_id}")
+        if registration.role is None:
+            self._residency.drop_node(registration.node_id)  # it tells us all it has
         log.info("%s registered as %s", registration.engine_id, registration.peer.agent)
         agent = registration.peer.agent
         send_index = registration.role is None and not self._index_complete and self._index_sender in ("", agent)
@@ -125,6 +129,8 @@ class SchedulerActor:
 
     def _forget_process(self, over: Registration) -> None:
         """Nothing is accounted to an incarnation any more."""
+        if over.role is None:
+            self._residency.drop_node(over.node_id)
         lost = self._core.remove_node(over.node_id) if over.role is None else self._core.remove_engine(over.engine_id)
         for attempt in lost:
             self._assigned.pop(attempt, None)
@@ -142,6 +148,8 @@ class SchedulerActor:
         self._index.add(report.added)
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
+        if isinstance(report.load, NodeLoad):
+            self._residency.update(process.registration.node_id, report.came, report.gone)
         for attempt in report.read:
             self._core.reads_done(attempt, sender.node_id)
         for attempt in report.prefilled:
@@ -223,6 +231,7 @@ class SchedulerActor:
             deadline=now + submission.timeout_s,
             priority=submission.priority,
             tenant=submission.tenant,
+            resident=self._residency.positions(submission.keys[:hit_blocks]) if self._settings.scheduling.use_resident else {},
             block_bytes=facts.geometry.full_block_bytes,
         )
         try:
@@ -360,6 +369,7 @@ class SchedulerActor:
             "blocked_on": self._core.blocked_on,
             "longest_wait_s": max((now - entry.since for entry in self._waiting.values()), default=0.0),
             "index_blocks": len(self._index),
+            "resident_blocks": len(self._residency),
             "restarts": self._restarts,
             "lost": list(self._supervisor.lost),
             "processes": {name: self._process_status(incarnation) for name, incarnation in self._supervisor.current.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,17 +36,13 @@ class Arming:
         request, route = flow.task.request, flow.task.route
         prefill_peer, gateway_peer = route.peers[route.prefill_engine], route.peers[route.decode_node]
         self._endpoint.connect(gateway_peer)
-        readers = {part.node_id: route.peers[part.node_id] for part in route.reads if part.node_id != route.decode_node}
+        blocks = _blocks_by_node(route.reads)
+        readers = {node_id: route.peers[node_id] for node_id in blocks if node_id != route.decode_node}
         local = LeaseRequest(
             request.request_id,
             self._endpoint.agent_name,
             self._geometry.blocks_for(len(request.tokens)),
-            tuple(
-                load
-                for part in route.reads
-                if part.node_id == route.decode_node
-                for load in self._loads(flow, part.first_block, part.blocks, 0)
-            ),
+            tuple(self._load(flow, block, block) for block in blocks.get(route.decode_node, ())),
             frozenset([prefill_peer.agent, *(peer.agent for peer in readers.values())]),
             (prefill_peer, *readers.values(), self._endpoint.info),
             timeout_s=flow.time_left(),
@@ -58,12 +55,9 @@ class Arming:
             grant = flow.lease = await self._lease(route.decode_node, local)
             # The decode node's slots always come first, so that no request waits for them while it holds slots of another node.
             for node_id in sorted(readers):
-                await self._lease_remote(flow, grant, node_id)
+                await self._lease_remote(flow, grant, node_id, blocks[node_id])
         flow.allocate_s = time.monotonic() - asked_at
-        sources = tuple(
-            HitSource(route.peers[part.node_id].agent, lease, positions, part.first_block)
-            for part, lease, positions in self._placed(flow, grant)
-        )
+        sources = tuple(self._source(flow, grant, node_id, taken) for node_id, taken in blocks.items())
         prefill = PrefillTask(
             request.request_id,
             route.epoch,
@@ -87,29 +81,20 @@ class Arming:
         flow.prefilling = False
         return flow.prefill.first
 
-    def _loads(self, flow: Flow, first: int, blocks: int, position_offset: int) -> list[BlockLoad]:
-        keys, root = flow.task.keys, flow.task.root
-        return [
-            BlockLoad(block - position_offset, keys[block], keys[block - 1] if block else root) for block in range(first, first + blocks)
-        ]
+    def _load(self, flow: Flow, block: int, position: int) -> BlockLoad:
+        keys = flow.task.keys
+        return BlockLoad(position, keys[block], keys[block - 1] if block else flow.task.root)
 
-    def _parts_by_node(self, flow: Flow, node_id: str) -> list[tuple[int, int]]:
-        return [(part.first_block, part.blocks) for part in flow.task.route.reads if part.node_id == node_id]
-
-    async def _lease_remote(self, flow: Flow, grant: LeaseGrant, node_id: str) -> None:
-        """Have another node read its part of the hits, stream it to the prefill engine and forward it to this node's slots."""
+    async def _lease_remote(self, flow: Flow, grant: LeaseGrant, node_id: str, blocks: Sequence[int]) -> None:
+        """Have another node read some of the hit blocks, stream them to the prefill engine and forward them to this node's slots."""
         request, route = flow.task.request, flow.task.route
-        loads: list[BlockLoad] = []
-        slots: list[int] = []
-        for first, blocks in self._parts_by_node(flow, node_id):
-            loads += self._loads(flow, first, blocks, first - len(loads))
-            slots += grant.slots[first : first + blocks].tolist()
-        forward = Forward(route.peers[route.decode_node], grant.lease_id, np.array(slots, dtype=np.int32))
+        slots = grant.slots[list(blocks)]
+        forward = Forward(route.peers[route.decode_node], grant.lease_id, slots)
         wanted = LeaseRequest(
             request.request_id,
             self._endpoint.agent_name,
-            len(loads),
-            tuple(loads),
+            len(blocks),
+            tuple(self._load(flow, block, position) for position, block in enumerate(blocks)),
             peers=(route.peers[route.prefill_engine], forward.peer, self._endpoint.info),
             forward=forward,
             timeout_s=flow.time_left(),
@@ -120,18 +105,12 @@ class Arming:
         remote = await self._lease(node_id, wanted)
         flow.remote_leases[node_id] = remote.lease_id
 
-    def _placed(self, flow: Flow, grant: LeaseGrant) -> list[tuple[ReadPart, int, tuple[int, ...]]]:
-        """Each read part with its lease and the positions of its blocks in that lease."""
-        placed: list[tuple[ReadPart, int, tuple[int, ...]]] = []
-        used: dict[str, int] = {}
-        for part in flow.task.route.reads:
-            if part.node_id == flow.task.route.decode_node:
-                placed.append((part, grant.lease_id, tuple(range(part.first_block, part.first_block + part.blocks))))
-            else:
-                start = used.get(part.node_id, 0)
-                used[part.node_id] = start + part.blocks
-                placed.append((part, flow.remote_leases[part.node_id], tuple(range(start, start + part.blocks))))
-        return placed
+    def _source(self, flow: Flow, grant: LeaseGrant, node_id: str, blocks: tuple[int, ...]) -> HitSource:
+        """Where the blocks that a node reads can be had: its lease holds nothing else, this node's lease the whole prompt."""
+        route = flow.task.route
+        if node_id == route.decode_node:
+            return HitSource(route.peers[node_id].agent, grant.lease_id, blocks, blocks)
+        return HitSource(route.peers[node_id].agent, flow.remote_leases[node_id], tuple(range(len(blocks))), blocks)
 
     async def _lease(self, node_id: str, wanted: LeaseRequest) -> LeaseGrant:
         """A lease that is given back by itself when we are cancelled before we hear of it."""
@@ -152,3 +131,11 @@ class Arming:
         task = asyncio.get_running_loop().create_task(self._give_back(gateway, flow_name, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _blocks_by_node(reads: Iterable[ReadPart]) -> dict[str, tuple[int, ...]]:
+    """Hit blocks that each node reads, in order."""
+    blocks: dict[str, tuple[int, ...]] = {}
+    for part in reads:
+        blocks[part.node_id] = (*blocks.get(part.node_id, ()), *range(part.first_block, part.first_block + part.blocks))
+    return blocks

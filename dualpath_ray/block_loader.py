@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from dualpath_ray.gateway_settings import GatewayStats
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.kv.staging import Lease, StagingBuffer
-from dualpath_ray.messages import Forward, LeaseRequest, LoadOutcome
+from dualpath_ray.messages import BlockLoad, LeaseRequest, LoadOutcome
 from dualpath_ray.staging_push import StagingPush, all_layers
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, BlockStore
 from dualpath_ray.telemetry import tracing
@@ -57,28 +57,32 @@ class BlockLoader:
         return self._busy_s + (time.monotonic() - self._busy_since if self.queue_bytes else 0.0)
 
     async def load(self, lease: Lease, request: LeaseRequest) -> LoadOutcome:
-        """Read and forward the request's blocks. The caller holds the lease. When this ends, nothing is being read or forwarded.
+        """Read and forward the request's blocks; resident ones need no reading. The caller holds the lease.
 
-        Raises what went wrong, also to the lease's streams and to the gateway that the blocks were to be forwarded to.
+        When this ends, nothing is being read or forwarded, and what was read is resident. Raises what went wrong, also to the lease's
+        streams and to the gateway that the blocks were to be forwarded to.
         """
-        nbytes = len(request.loads) * self._geometry.full_block_bytes
+        missing = [load for load in request.loads if load.position not in lease.shared]
+        present = [load for load in request.loads if load.position in lease.shared]
+        nbytes = len(missing) * self._geometry.full_block_bytes
         forward_error: str | None = "the load failed"
-        start, reads_end = time.monotonic(), self._reads_begin(request)
+        start, reads_end = time.monotonic(), self._reads_begin(request, len(missing))
+        forwarded = self._forward(lease, request, present, 0, self._geometry.layers)
         try:
-            with tracing.span("gateway.read", request.trace, node=self._node_id, blocks=len(request.loads), bytes=nbytes):
-                slots = [self._staging.slot(int(lease.slots[load.position])) for load in request.loads]
-                buffers = [BlockBuffer(load.key, load.parent, data) for load, data in zip(request.loads, slots, strict=True)]
-                reader = await asyncio.wrap_future(self._store.open(buffers))
-                try:
-                    await self._read_groups(lease, reader, request, reads_end)
-                finally:
-                    reader.close()
+            with tracing.span("gateway.read", request.trace, node=self._node_id, blocks=len(missing), bytes=nbytes, resident=len(present)):
+                if missing:
+                    first_at = await self._read(lease, request, missing, reads_end)
+                else:
+                    reads_end()
+                    self._source.layers_loaded(lease.lease_id, self._geometry.layers)
+                    first_at = start
+                await asyncio.gather(*forwarded)
             read_s = time.monotonic() - start
-            self._stats.read_bytes += nbytes
-            self._stats.read_blocks += len(request.loads)
-            self._stats.read_s += read_s
+            for load in missing:
+                self._staging.publish(lease, load.position, load.key)
+            self._count(request, len(missing), len(present), read_s)
             forward_error = None
-            return LoadOutcome(nbytes, read_s)
+            return LoadOutcome(nbytes, read_s, first_at - start, len(present) * self._geometry.full_block_bytes)
         except DualPathError as error:
             if isinstance(error, BlockError):
                 self._stats.corrupt_blocks += 1
@@ -93,12 +97,22 @@ class BlockLoader:
             raise failure from error
         finally:
             reads_end()
+            await asyncio.gather(*forwarded, return_exceptions=True)
             if request.forward is not None:
                 self._endpoint.finish_writes(request.forward.peer.agent, request.forward.lease_id, forward_error)
 
-    def _reads_begin(self, request: LeaseRequest) -> Callable[[], None]:
-        """Account for the request's reads; what is returned ends that, once."""
-        nbytes, tokens = len(request.loads) * self._geometry.full_block_bytes, len(request.loads) * self._geometry.block_tokens
+    def _count(self, request: LeaseRequest, read: int, present: int, read_s: float) -> None:
+        self._stats.read_bytes += read * self._geometry.full_block_bytes
+        self._stats.read_blocks += read
+        self._stats.read_s += read_s if read else 0.0
+        if request.forward is None:
+            self._stats.dram_local_blocks += present
+        else:
+            self._stats.dram_peer_blocks += present
+
+    def _reads_begin(self, request: LeaseRequest, blocks: int) -> Callable[[], None]:
+        """Account for a request's reads of `blocks` blocks; what is returned ends that, once."""
+        nbytes, tokens = blocks * self._geometry.full_block_bytes, blocks * self._geometry.block_tokens
         if not self.queue_bytes:
             self._busy_since = time.monotonic()
         self.queue_bytes += nbytes
@@ -118,26 +132,46 @@ class BlockLoader:
 
         return end
 
-    async def _read_groups(self, lease: Lease, reader: BlockReader, request: LeaseRequest, reads_end: Callable[[], None]) -> None:
+    async def _read(self, lease: Lease, request: LeaseRequest, loads: Sequence[BlockLoad], reads_end: Callable[[], None]) -> float:
+        """Read `loads` from storage; returns when the first layers were in memory."""
+        slots = [self._staging.slot(int(lease.slots[load.position])) for load in loads]
+        buffers = [BlockBuffer(load.key, load.parent, data) for load, data in zip(loads, slots, strict=True)]
+        reader = await asyncio.wrap_future(self._store.open(buffers))
+        try:
+            return await self._read_groups(lease, reader, request, loads, reads_end)
+        finally:
+            reader.close()
+
+    async def _read_groups(
+        self, lease: Lease, reader: BlockReader, request: LeaseRequest, loads: Sequence[BlockLoad], reads_end: Callable[[], None]
+    ) -> float:
         """Read all blocks range by range of layers: the first layers can be streamed while the others are still being read."""
         edges = np.linspace(0, self._geometry.layers, self._groups + 1).astype(int).tolist()
         ranges = list(itertools.pairwise(edges))
         reads = [reader.read(first, stop) for first, stop in ranges]
         forwards: list[asyncio.Future[None]] = []
+        first_at = 0.0
         try:
             for read, (first, stop) in zip(reads, ranges, strict=True):
                 await asyncio.wrap_future(read)
+                first_at = first_at or time.monotonic()
                 self._source.layers_loaded(lease.lease_id, stop)
-                if request.forward is not None:
-                    forwards.append(self._forward(lease, request, request.forward, first, stop))
+                forwards += self._forward(lease, request, loads, first, stop)
             reads_end()
             await asyncio.gather(*forwards)
+            return first_at
         finally:
             await asyncio.gather(*(asyncio.wrap_future(read) for read in reads), *forwards, return_exceptions=True)
 
-    def _forward(self, lease: Lease, request: LeaseRequest, forward: Forward, first: int, stop: int) -> asyncio.Future[None]:
-        positions = np.array([load.position for load in request.loads], dtype=np.int32)
+    def _forward(
+        self, lease: Lease, request: LeaseRequest, loads: Sequence[BlockLoad], first: int, stop: int
+    ) -> list[asyncio.Future[None]]:
+        """Push layers `[first, stop)` of `loads` on to the decode node, if that is another one."""
+        forward = request.forward
+        if forward is None or not loads:
+            return []
+        positions = np.array([load.position for load in loads], dtype=np.int32)
         layers = np.arange(first, stop, dtype=np.int32)
         local = all_layers(lease.slots[positions], self._geometry.layers, layers)
         remote = all_layers(forward.slots[positions], self._geometry.layers, layers)
-        return self._push(forward.peer, STAGING, local, remote, lease_id=forward.lease_id)
+        return [self._push(forward.peer, STAGING, local, remote, lease_id=forward.lease_id)]

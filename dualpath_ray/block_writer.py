@@ -51,7 +51,10 @@ class BlockWriter:
             return
         finally:
             self.queue_blocks -= len(blocks)
-        stored = [(b.key, b.parent) for b, outcome in zip(blocks, outcomes, strict=True) if outcome is None]
+        durable = [block for block, outcome in zip(blocks, outcomes, strict=True) if outcome is None]
+        for block in durable:
+            self._staging.publish(lease, block.position, block.key)
+        stored = [(block.key, block.parent) for block in durable]
         for failure in [outcome for outcome in outcomes if outcome is not None][:1]:
             log.warning("gateway %s: %d blocks could not be stored: %s", self._node_id, len(blocks) - len(stored), failure)
         self._stats.persisted_blocks += len(stored)

@@ -63,7 +63,7 @@ class Gateway:
         self.geometry = geometry
         self.store = store
         self.settings = settings or GatewaySettings()
-        self.staging = StagingBuffer(geometry, slots)
+        self.staging = StagingBuffer(geometry, slots, round(slots * self.settings.resident_share))
         self.stats = GatewayStats()
         store.register(self.staging.arena)
         self.endpoint = Endpoint(f"gateway-{node_id}", (self.staging.region,), endpoint_settings)
@@ -128,7 +128,7 @@ class Gateway:
             raise StaleEpochError(f"{request.owner} died before its lease was granted")
         self.stats.leases += 1
         self.stats.lease_wait_s += time.monotonic() - start
-        lease = self.staging.grant(request.owner, request.request_id, request.blocks, request.writers)
+        lease = self.staging.grant(request.owner, request.request_id, request.blocks, request.writers, request.load_keys)
         work = _Work(lease, self._loop.create_future(), asyncio.Event())
         work.loaded.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._work[lease.lease_id] = work
@@ -141,7 +141,7 @@ class Gateway:
             work.task = self._spawn(self._load(work, request))
         else:
             work.loaded.set_result(LoadOutcome())
-        return LeaseGrant(self.endpoint.agent_name, lease.lease_id, lease.slots)
+        return LeaseGrant(self.endpoint.agent_name, lease.lease_id, lease.writable_slots)
 
     async def withdraw(self, request_id: str) -> None:
         """A request that waits for slots needs them no longer: its `lease` call raises CancelledError. Others are left alone."""
@@ -274,9 +274,9 @@ class Gateway:
 
     def check_integrity(self) -> None:
         self.staging.check_integrity()
-        if self.idle and self.staging.free_slots != self.staging.total_slots:
+        if self.idle and self.staging.available_slots != self.staging.total_slots:
             raise AssertionError(
-                f"gateway {self.node_id} is idle, but {self.staging.total_slots - self.staging.free_slots} slots are taken"
+                f"gateway {self.node_id} is idle, but {self.staging.total_slots - self.staging.available_slots} slots are taken"
             )
 
     async def close(self) -> None:

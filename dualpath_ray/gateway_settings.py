@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class GatewaySettings:
     max_waiting_leases: int = 1024
     max_persist_queue_blocks: int = 4096
+    resident_share: float = 0.0  # of the slots that may hold resident blocks; 0: nothing stays in memory
     layer_groups: int = 4  # a Full Block is read in this many ranges of layers, first layers first
 
 
@@ -19,6 +20,8 @@ class GatewayStats:
     read_bytes: int = 0
     read_blocks: int = 0
     read_s: float = 0.0
+    dram_local_blocks: int = 0  # hits that were in this node's memory, used on this node
+    dram_peer_blocks: int = 0  # the same, sent to another node
     persisted_blocks: int = 0
     persisted_bytes: int = 0
     persist_failures: int = 0

@@ -84,9 +84,16 @@ class LeaseRequest:
     epoch: int = 0
     gateway: str = ""
 
+    @property
+    def load_keys(self) -> dict[int, bytes]:
+        """Key of each position that the gateway fills."""
+        return {load.position: load.key for load in self.loads}
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseGrant:
+    """`slots[i]` is where position i may be written; NO_SLOT (-1) where the gateway fills it itself."""
+
     agent: str
     lease_id: int
     slots: npt.NDArray[np.int32]
@@ -94,11 +101,13 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True)
 class LoadOutcome:
-    """What a lease's loads cost: bytes read from storage, seconds from the grant to their end and to the first layers in memory."""
+    """What a lease's loads cost: bytes read from storage, seconds from the grant to their end and to the first layers in memory, and bytes
+    that were in memory already."""
 
     read_bytes: int = 0
     read_s: float = 0.0
     first_s: float = 0.0
+    dram_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,7 +267,7 @@ class PrefillService:
         sources = list(task.sources)
         if done_blocks:
             positions = tuple(range(hit_blocks, hit_blocks + done_blocks))
-            sources.append(HitSource(task.gateway.agent, task.lease_id, positions, hit_blocks))
+            sources.append(HitSource(task.gateway.agent, task.lease_id, positions, positions))
         first = hit_blocks + done_blocks
         return self.sink.open(sources, NewKV(task.gateway.agent, task.lease_id, task.slots[first:], first))
 

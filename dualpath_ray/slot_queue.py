@@ -20,8 +20,7 @@ DRAIN_SLOTS = 8  # kept free of prompts, at most a quarter of the arena
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    request_id: str
-    blocks: int
+    request: LeaseRequest
     turn: asyncio.Future[None]
 
 
@@ -43,12 +42,12 @@ class SlotQueue:
         was withdrawn meanwhile.
         """
         line = self._lines[request.draining]
-        if not line and not self._turn_pending() and self._can_grant(request.blocks, request.draining):
+        if not line and not self._turn_pending() and self._can_grant(request):
             return
         if len(line) >= self._max_waiting:
             raise OverloadedError(f"{len(line)} requests wait for staging slots already")
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(request.request_id, request.blocks, loop.create_future())
+        waiter = _Waiter(request, loop.create_future())
         line.append(waiter)
         try:
             await asyncio.wait_for(waiter.turn, request.timeout_s)
@@ -61,7 +60,7 @@ class SlotQueue:
     def withdraw(self, request_id: str) -> None:
         """A waiting prompt needs its slots no longer."""
         for waiter in self._lines[False]:
-            if waiter.request_id == request_id and not waiter.turn.done():
+            if waiter.request.request_id == request_id and not waiter.turn.done():
                 waiter.turn.set_exception(CancelledError(f"request {request_id} was withdrawn"))
 
     def serve(self) -> None:
@@ -70,7 +69,7 @@ class SlotQueue:
             return
         for draining in (True, False):
             line = self._lines[draining]
-            if line and self._can_grant(line[0].blocks, draining):
+            if line and self._can_grant(line[0].request):
                 line[0].turn.set_result(None)
                 return
 
@@ -78,5 +77,5 @@ class SlotQueue:
         """A waiter has been woken and has not taken its slots yet."""
         return any(line and line[0].turn.done() for line in self._lines.values())
 
-    def _can_grant(self, blocks: int, draining: bool) -> bool:
-        return self._staging.can_grant(blocks, 0 if draining else self._keep)
+    def _can_grant(self, request: LeaseRequest) -> bool:
+        return self._staging.can_grant(request.blocks, 0 if request.draining else self._keep, request.load_keys)

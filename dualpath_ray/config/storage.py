@@ -97,6 +97,12 @@ class StagingSettings(Section):
         description="Memory per gateway, e.g. 8GiB; default: 1GiB, but at least room for two requests of the longest context.",
     )
 
+    resident_share: Share = Field(
+        default=1.0,
+        description="Share of the slots that may keep blocks in memory after a request has used them, for later requests; such a slot is "
+        "given up when a request needs it. 0: nothing is kept.",
+    )
+
     @model_validator(mode="after")
     def _one_size(self) -> Self:
         if self.slots is not None and self.bytes is not None:

@@ -82,7 +82,9 @@ class Metrics:
         self.push_failures = self._counter("push_failures", "pushes", "Pushes that failed: a dead peer, a time-out.")
         self.refused_pushes = self._counter("refused_pushes", "pushes", "Pushes dropped because their lease was closed.")
 
-        self.staging_slots = self._gauge("staging_slots", "Full-Block slots", "Slots of the gateway's staging.", state="free or leased")
+        self.staging_slots = self._gauge(
+            "staging_slots", "Full-Block slots", "Slots of the gateway's staging.", state="free, leased or resident"
+        )
         self.leases = self._gauge("leases", "leases", "Leases whose slots are not free yet.")
         self.oldest_lease = self._gauge("oldest_lease_seconds", "seconds", "Age of the gateway's oldest lease.")
         self.persisted_blocks = self._counter("persisted_blocks", "blocks", "New blocks made durable.")
@@ -120,6 +122,13 @@ class Metrics:
         )
         self.store_evicted_blocks = self._counter("store_evicted_blocks", "blocks", "Blocks that this gateway removed to make room.")
         self.store_evicted_bytes = self._counter("store_evicted", "bytes", "The same in bytes.")
+        self.loaded_blocks = self._counter(
+            "loaded_blocks",
+            "blocks",
+            "Hit blocks by where a gateway really found them.",
+            source="dram_local, dram_peer (this node's memory, for another node) or storage",
+        )
+        self.resident_evictions = self._counter("resident_evictions", "blocks", "Resident blocks whose slots were needed.")
         self.corrupt_blocks = self._counter("store_corrupt_blocks", "blocks", "Blocks that failed their checksum and were removed.")
         self.foreign_files = self._counter("store_foreign_files", "files", "Entries skipped when the store was scanned.")
 

@@ -31,15 +31,12 @@ from dualpath_ray.transfer.push import Push
 
 @dataclass(frozen=True, slots=True)
 class HitSource:
-    """Where some consecutive blocks of a sequence's cached KV lie: `positions` of a lease of gateway `agent`.
-
-    `first_block` is the first one's place in the sequence, in blocks.
-    """
+    """Where some blocks of a sequence's cached KV lie: blocks `blocks` of the sequence are at `positions` of a lease of gateway `agent`."""
 
     agent: str
     lease: int
     positions: tuple[int, ...]
-    first_block: int
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,8 +339,7 @@ class LayerSink:
             for stream in feed.incoming:
                 rows = None
                 if layer == 0:
-                    start = feed.first_row_block + stream.source.first_block
-                    rows = list(range(start, start + len(stream.source.positions)))
+                    rows = [feed.first_row_block + block for block in stream.source.blocks]
                 self._endpoint.send(stream.source.agent, Credit(stream.number, layer, first_block, rows))
 
     def _end_if_quiet(self, gate: BatchGate) -> None:

@@ -121,7 +121,7 @@ class SinkProcess:
         nothing = NewKV(self._source_info.agent, 1, np.empty(0, dtype=np.int32), 0)
         positions = tuple(range(self._blocks))
         cpu, start = _cpu(), time.perf_counter()
-        feed = self._sink.open([HitSource(self._source_info.agent, 1, positions, 0)], nothing)
+        feed = self._sink.open([HitSource(self._source_info.agent, 1, positions, positions)], nothing)
         gate = self._sink.start_batch([feed], [0], 60.0)
         landed = []
         for layer in range(self._geometry.layers):

@@ -54,7 +54,9 @@ class System:
         wrap: StoreWrapper | None,
         pool_blocks: int,
         layerwise: bool = True,
+        resident_share: float = 0.0,
     ) -> None:
+        self.resident_share = resident_share
         self.model = model
         self.geometry = model.geometry(block_tokens)
         self.index = BlockIndex()
@@ -74,7 +76,7 @@ class System:
         store: BlockStore = DirectoryStore(store_path, self.geometry, self.model.fingerprint, DirectorySettings())
         if wrap is not None:
             store = wrap(store, self.geometry)
-        return Gateway(node, self.geometry, store, slots, GatewaySettings())
+        return Gateway(node, self.geometry, store, slots, GatewaySettings(resident_share=self.resident_share))
 
     async def start(self) -> None:
         for gateway in self.gateways.values():
@@ -169,8 +171,9 @@ async def running_system(
     wrap: StoreWrapper | None = None,
     pool_blocks: int = 256,
     layerwise: bool = True,
+    resident_share: float = 0.0,
 ) -> AsyncIterator[System]:
-    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise)
+    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise, resident_share)
     try:
         await system.start()
         yield system

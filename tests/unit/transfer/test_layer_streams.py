@@ -116,7 +116,7 @@ class Chunk:
         )
         starts = (0, hits[0])
         self.sources = [
-            HitSource(node.endpoint.agent_name, lease, tuple(order.tolist()), start)
+            HitSource(node.endpoint.agent_name, lease, tuple(order.tolist()), tuple(range(start, start + len(order))))
             for node, lease, order, start in zip(cluster.nodes, self.leases, positions, starts, strict=True)
             if len(order)
         ]
@@ -335,7 +335,7 @@ def test_a_batch_that_waits_in_vain_gives_up_at_its_deadline(cluster: Cluster) -
 def test_positions_outside_a_lease_are_refused(cluster: Cluster, position: int) -> None:
     lease = cluster.nodes[0].lease([1, 2, 3], LAYERS)
     agent = cluster.nodes[0].endpoint.agent_name
-    feed = cluster.sink.open([HitSource(agent, lease, (0, position), 0)], NewKV(agent, lease, np.array([1], dtype=np.int32), 2))
+    feed = cluster.sink.open([HitSource(agent, lease, (0, position), (0, 1))], NewKV(agent, lease, np.array([1], dtype=np.int32), 2))
     with pytest.raises(TransferError, match="not valid"):
         feed.ready.result(WAIT_S)
     cluster.settle()
