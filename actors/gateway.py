@@ -132,12 +132,12 @@ class StorageGatewayActor(ClusterProcess):
             ("resident", staging.residents.evictable),
         ):
             metrics.staging_slots.labels(state=state).set(slots)
-        for source, blocks in (
+        for source, loaded in (
             ("dram_local", gateway.stats.dram_local_blocks),
             ("dram_peer", gateway.stats.dram_peer_blocks),
             ("storage", gateway.stats.read_blocks),
         ):
-            metrics.advance(metrics.loaded_blocks, blocks, source=source)
+            metrics.advance(metrics.loaded_blocks, loaded, source=source)
         metrics.advance(metrics.resident_evictions, staging.residents.evicted)
         metrics.read_queue_tokens.set(gateway.loader.queue_tokens)
         metrics.read_queue_bytes.set(gateway.loader.queue_bytes)

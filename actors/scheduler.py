@@ -149,7 +149,7 @@ class SchedulerActor:
         self._index.remove(report.removed)
         self._index_complete |= report.index_complete
         if isinstance(report.load, NodeLoad):
-            self._residency.update(process.registration.node_id, report.came, report.gone)
+            self._residency.update(sender.node_id, report.came, report.gone)
         for attempt in report.read:
             self._core.reads_done(attempt, sender.node_id)
         for attempt in report.prefilled:

@@ -63,7 +63,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
 
 def _demo_settings(settings: Settings, store: Path) -> Settings:
-    """The given settings with what the demo needs: an empty store, a free port, reads from both sides, a context that fits the script."""
+    """The given settings with what the demo needs: an empty store, a free port, reads from storage on both sides, a context that fits the script."""
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(
@@ -73,6 +73,7 @@ def _demo_settings(settings: Settings, store: Path) -> Settings:
                 }
             ),
             "storage": settings.storage.model_copy(update={"path": store}),
+            "staging": settings.staging.model_copy(update={"resident_share": 0.0}),
             "serving": settings.serving.model_copy(update={"port": 0}),
             "scheduling": settings.scheduling.model_copy(update={"min_split_blocks": 2}),
         }

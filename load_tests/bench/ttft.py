@@ -38,7 +38,9 @@ def command(settings: Settings, tokens: tuple[int, ...], rounds: int, as_json: b
         model = settings.model.model_copy(
             update={"threads": settings.model.threads or 1, "max_context": settings.model.max_context or max(tokens) + 64}
         )
-        settings = settings.model_copy(update={"model": model, "storage": settings.storage.model_copy(update={"path": store})})
+        staging = settings.staging.model_copy(update={"resident_share": 0.0})  # hits are to come from storage
+        storage = settings.storage.model_copy(update={"path": store})
+        settings = settings.model_copy(update={"model": model, "storage": storage, "staging": staging})
         own = connect_ray(settings)
         cluster = Cluster.start(settings)
         try:

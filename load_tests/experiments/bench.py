@@ -101,7 +101,8 @@ class Bench:
             # Thresholds at this scale: reads of 3 s are a long queue (paper, A.4), and a block is long enough to be read apart.
             f"scheduling.alpha_tokens={3 * setup.testbed.snic_bits // 8 // setup.model.geometry.token_bytes}",
             "scheduling.min_split_blocks=1",
-            "scheduling.use_resident=false",  # every hit comes from storage, as in the paper
+            "staging.resident_share=0",  # every hit comes from storage, as in the paper
+            "scheduling.use_resident=false",
             "transfer.busy_poll_s=0.001",
             "transfer.idle_poll_s=0.005",
         ]

@@ -125,6 +125,7 @@ def start_cluster(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> 
                     "model.max_context=1024",
                     "model.block_tokens=16",
                     "staging.slots=256",
+                    "staging.resident_share=0",
                     "prefill.window_layers=2",
                     "cluster.health_timeout_s=8",
                     *overrides,
