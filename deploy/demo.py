@@ -63,7 +63,7 @@ def command(settings: Settings, as_json: bool) -> None:
 
 
 def _demo_settings(settings: Settings, store: Path) -> Settings:
-    """The given settings with what the demo needs: an empty store, a free port, reads from storage on both sides, a context that fits the script."""
+    """The given settings with what the demo needs: an empty store, a free port, reads from it on both sides, a context for the script."""
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(
