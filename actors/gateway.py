@@ -112,7 +112,7 @@ class StorageGatewayActor(ClusterProcess):
             "resident_blocks": len(gateway.staging.residents),
             "dram_blocks": gateway.stats.dram_local_blocks + gateway.stats.dram_peer_blocks,
             "total_slots": gateway.staging.total_slots,
-            "reading_tokens": gateway.read_queue_tokens,
+            "reading_tokens": gateway.loader.queue_tokens,
             "persisting_blocks": gateway.persisting_blocks,
             "read_bytes": gateway.stats.read_bytes,
             "persisted_blocks": gateway.stats.persisted_blocks,

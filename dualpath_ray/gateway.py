@@ -265,7 +265,7 @@ class Gateway:
     @property
     def persisting_blocks(self) -> int:
         """Blocks that are being made durable."""
-        return self._persist_queue_blocks
+        return self.writer.queue_blocks
 
     @property
     def idle(self) -> bool:
