@@ -1,8 +1,9 @@
 """Twice the load that can be served: goodput holds, and what is too much is refused with a retryable error in time.
 
 Requests (agents of one turn) arrive in a Poisson process at 0.8 and at 2 times what the storage NICs can read. Each has a deadline, until
-which the client tries again what was refused (HTTP 429 for clients outside), and few may wait for engines. `--require` bounds goodput
-(answers per second within the deadline) at twice the capacity over that at 0.8.
+which the client tries again what was refused (HTTP 429 for clients outside). No more requests are taken in than can be read within 70 % of
+the deadline: a few at the prefill engine (scheduling.beta_tokens), the rest waiting (scheduling.max_queued_requests). `--require` bounds
+goodput (answers per second within the deadline) at twice the capacity over that at 0.8.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 from load_tests.experiments.bench import open_bench
 from load_tests.experiments.experiment import Result, Say, Setup
 from load_tests.experiments.measure import Load, Run
-from load_tests.experiments.modes import MODES
+from load_tests.experiments.modes import MODES, Mode
 from load_tests.experiments.workload import Workload
 
 CALM, TOO_MUCH = 0.8, 2.0
 DEADLINE_S = 8.0
-BOUNDS = ("scheduling.max_queued_requests=8", "scheduling.beta_tokens=4000")  # of requests that wait, and of tokens at an engine
-SETUP = Setup(modes=("basic", "split"), workload=Workload(agents=40, turns=1, context=384, stored=10, seed=4), overrides=BOUNDS)
+TAKEN_IN, AT_ENGINE = 0.7, 3  # share of the deadline that may be spent reading what was taken in; requests at the prefill engine
+SETUP = Setup(modes=("basic", "split"), workload=Workload(agents=40, turns=1, context=384, stored=10, seed=4))
 QUICK = replace(SETUP, modes=("split",), workload=Workload(agents=30, turns=1, context=384, stored=10, seed=4))
 
 
@@ -90,5 +91,12 @@ def run(setup: Setup, say: Say) -> OverloadResult:
             reading_s = setup.reading_s(shape, setup.workload, all_nics=MODES[mode].read_mode != "prefill_only")
             capacity = setup.workload.agents / reading_s
             loads = [Load(setup.workload, f"{part:.0%}", part * capacity, DEADLINE_S) for part in (CALM, TOO_MUCH)]
-            result.runs += bench.measure(shape, mode, loads, failures=True)
+            result.runs += bench.measure(shape, bounded(MODES[mode], setup.workload.longest, capacity), loads, failures=True)
     return result
+
+
+def bounded(mode: Mode, request_tokens: int, per_s: float) -> Mode:
+    """`mode` with queues as long as its capacity allows."""
+    waiting = max(1, int(TAKEN_IN * DEADLINE_S * per_s) - AT_ENGINE)
+    bounds = (f"scheduling.beta_tokens={(AT_ENGINE - 1) * request_tokens}", f"scheduling.max_queued_requests={waiting}")
+    return replace(mode, settings=(*mode.settings, *bounds))
