@@ -17,7 +17,7 @@ from load_tests.experiments.workload import Model, Workload
 
 SETUP = Setup(
     modes=("basic", "shorter_queue", "split", "oracle", "recompute"),
-    model=Model(layers=4, kv_heads=2, head_dim=64, hidden=1024, heads=16),
+    model=Model(layers=4, kv_heads=1, head_dim=64, hidden=1536, heads=16),
     workload=Workload(agents=6, turns=3),
 )
 QUICK = replace(SETUP, modes=("split", "oracle", "recompute"), workload=Workload(agents=4, turns=1))
