@@ -1,0 +1,1 @@
+"""Load on the HTTP service: `python -m load_tests.http`."""
