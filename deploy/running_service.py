@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,22 +25,28 @@ def running_service(settings: Settings) -> Iterator[str]:
 
     At the end what was started here is stopped again, in reverse order. Raises ConfigError when something cannot start.
     """
+    with running_serve(settings, lambda: Cluster.start(settings).stop) as address:
+        try:
+            serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
+        yield address
+
+
+@contextmanager
+def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = lambda: lambda: None) -> Iterator[str]:
+    """Ray and Serve's HTTP proxy alone; yields its address. `start` is called once Ray is there; what it returns stops what it started."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with ExitStack() as stack:
         own_ray = connect_ray(settings)
         if own_ray:
             stack.callback(ray.shutdown)
-        cluster = Cluster.start(settings)
-        stack.callback(cluster.stop)
+        stack.callback(start())
         host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
         _check_free(host, port)
         serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
         # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
         stack.callback(serve.shutdown if own_ray else lambda: serve.delete(APPLICATION))
-        try:
-            serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
         scheme = "https" if settings.serving.tls_certificate else "http"
         yield f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 

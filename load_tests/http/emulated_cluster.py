@@ -30,7 +30,7 @@ class EmulatedCluster:
                 await asyncio.sleep(self._token_s)
                 last = index == request.max_new_tokens - 1
                 told = () if request.sampling.logprobs is None else (TokenLogprobs(-1.0),)
-                yield GenerationDelta((100 + index % 150,), "length" if last else None, usage if last else None, told)
+                yield GenerationDelta((300 + index % 100,), "length" if last else None, usage if last else None, told)
                 if len(request.tokens) >= self._idle_tokens:
                     await asyncio.Event().wait()
         finally:
