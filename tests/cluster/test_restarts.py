@@ -52,9 +52,9 @@ async def _scheduler_pid(shared: RunningCluster) -> int:
 
 @pytest.mark.parametrize("victim", ["decode-d0-0", "prefill-p0-0", "d0"])
 async def test_a_request_survives_the_death_of_a_process_in_mid_stream(shared: RunningCluster, client: ClusterClient, victim: str) -> None:
-    """No token is repeated or lost: sampling depends on seed and position only."""
+    """No token is repeated or lost: sampling depends on seed, position and the tokens so far, which the penalties count."""
     tokens = prompt(520, 300)
-    sampling = SamplingParams(temperature=0.9, seed=7)
+    sampling = SamplingParams(temperature=0.9, seed=7, frequency_penalty=0.3, presence_penalty=0.5)
     expected = await shared.ask(client, f"calm-{victim}", tokens, max_new=200, sampling=sampling)
     await shared.settle(client)
     pid = (await client.status())["processes"][victim]["pid"]

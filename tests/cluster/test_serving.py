@@ -139,6 +139,29 @@ async def test_bad_requests_are_refused_and_the_service_lives_on(address: str, a
     assert reply.usage is not None and reply.usage.completion_tokens == 2
 
 
+async def test_forms_choices_and_logprobs(api: openai.AsyncOpenAI, client: ClusterClient) -> None:
+    name = (await client.describe()).served_name
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"], "additionalProperties": False}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    options: dict[str, Any] = {"model": name, "messages": MESSAGES, "seed": 1, "n": 2, "logprobs": True, "top_logprobs": 1}
+    whole = await api.chat.completions.create(**options, max_tokens=40, response_format=form)
+    texts = {choice.index: choice.message.content or "" for choice in whole.choices}
+    assert all(set(json.loads(text)) == {"n"} for text in texts.values())
+    assert all(item.logprob <= 0 for choice in whole.choices if choice.logprobs for item in choice.logprobs.content or [])
+    streamed = {0: "", 1: ""}
+    async for chunk in await api.chat.completions.create(**options, max_tokens=40, response_format=form, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": schema}}
+    call = await api.chat.completions.create(
+        model=name, messages=MESSAGES, max_tokens=80, tools=[tool], tool_choice="required", parallel_tool_calls=False
+    )
+    assert call.choices[0].finish_reason == "tool_calls"
+    (called,) = call.choices[0].message.tool_calls or ()
+    assert called.type == "function" and set(json.loads(called.function.arguments)) == {"n"}
+
+
 async def test_tenants_share_no_blocks(api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster) -> None:
     name = (await client.describe()).served_name
 
