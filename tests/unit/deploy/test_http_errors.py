@@ -203,6 +203,20 @@ async def test_health_and_metrics(http: httpx.AsyncClient, cluster: EmulatedClus
     assert (reply.status_code, reply.json()["reason"]) == (503, "no scheduler")
 
 
+async def test_no_text_of_a_request_is_logged(http: httpx.AsyncClient, cluster: EmulatedCluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    secret = [{"role": "user", "content": "my secret"}]
+    for body in (chat(messages=secret), chat(messages=secret, n="x"), chat(messages=secret, max_tokens=500), chat(model="my secret")):
+        await http.post(CHAT, json=body)
+    await http.post(CHAT, content=b'{"my secret"')
+    await http.post(CHAT, json=chat(response_format=schema({"type": "my secret"})))
+    for failure in (StoreError("disk gone"), RuntimeError("a defect")):
+        cluster.failure = failure
+        await http.post(CHAT, json=chat(messages=secret))
+    ours = [record for record in caplog.records if record.name.startswith(("deploy", "dualpath_ray", "actors"))]
+    assert ours and not any("my secret" in record.getMessage() + str(record.exc_text) for record in ours)
+
+
 async def test_document_describes_the_bodies(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
     schema = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
