@@ -1,0 +1,112 @@
+"""The directory store beside fio on the same file system: the same block size, depth and engine, one file per block, each durable.
+
+Both sides write new files and sync each one's data; ours also names each atomically (rename, and a sync of the directory), has headers,
+and computes checksums. Both read the whole files back, around the page cache where the file system allows it; ours verifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from dualpath_ray.errors import StoreError
+from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
+from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, percentile, rate, ratio, save, timed
+
+ENGINES = {"nixl-uring": "io_uring", "nixl-aio": "libaio", "plain": "psync"}
+
+
+def has_fio() -> bool:
+    return shutil.which("fio") is not None
+
+
+def settings_for(case: Case, io: Literal["auto", "nixl", "plain"], direct: Literal["auto", "on", "off"]) -> DirectorySettings:
+    """At most `case.depth` blocks under way."""
+    readers, writers = min(2, case.depth), min(2, case.depth)
+    batch = case.block_bytes * max(1, case.depth // readers)
+    return DirectorySettings(io=io, direct=direct, read_threads=readers, write_threads=writers, batch_bytes=batch)
+
+
+def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, tick: Callable[[], None]) -> dict[str, Any]:
+    """Rates in GB/s, latencies in milliseconds, ratios as medians over rounds."""
+    store = DirectoryStore(folder / "store", case.geometry, FINGERPRINT, settings)
+    beside = folder / "beside"
+    beside.mkdir()
+    store.register(case.arena)
+    checked, unchecked = store.format, Unchecked(case.geometry, FINGERPRINT)
+    direct, fio = store.file_io.direct, has_fio()
+    seconds: dict[str, list[float]] = {}
+    theirs: dict[str, Any] = {}
+
+    def read(name: str, format: Any) -> None:
+        case.forget()
+        if not direct:
+            drop_caches(folder)
+        store.format = format
+        seconds.setdefault(name, []).append(timed(lambda: load(store, case.blocks, case.geometry.layers)))
+        case.check()
+
+    def write() -> None:
+        for block in case.blocks:
+            store.remove(block.key)
+        os.sync()
+        seconds.setdefault("write", []).append(timed(lambda: save(store, case)))
+
+    def run_fio(operation: str) -> None:
+        if fio:
+            theirs[operation] = fio_job(case, beside, operation, ENGINES[store.file_io.engine], direct)
+            seconds.setdefault(f"fio_{operation}", []).append(case.arena.nbytes / float(theirs[operation]["bw_bytes"]))
+
+    with contextlib.closing(store):
+        for number in range(rounds):
+            writes: list[Callable[[], None]] = [write, lambda: run_fio("write")]
+            reads: list[Callable[[], None]] = [
+                lambda: read("read", checked), lambda: run_fio("read"), lambda: read("read_unchecked", unchecked)
+            ]  # fmt: skip
+            for step in (*writes, *reads) if number % 2 == 0 else (*reversed(writes), *reversed(reads)):
+                step()
+            tick()
+        store.format = checked
+        own = latencies(lambda i: load(store, case.blocks[i : i + 1], case.geometry.layers), case)
+        way = store.file_io.name
+    figures: dict[str, Any] = {"block_bytes": case.block_bytes, "depth": case.depth, "blocks": len(case.blocks), "io": way}
+    figures |= {f"{name}_gbps": rate(case, values) for name, values in seconds.items()}
+    for operation in ("read", "write"):
+        figures[f"vs_fio_{operation}"] = ratio(seconds[f"fio_{operation}"], seconds[operation]) if fio else None
+    figures["checksum_cost"] = 1 - 1 / max(1e-9, ratio(seconds["read"], seconds["read_unchecked"]))
+    figures["load_p50_ms"], figures["load_p99_ms"] = percentile(own, 0.5) * 1e3, percentile(own, 0.99) * 1e3
+    figures["fio_read_p99_ms"] = theirs["read"]["clat_ns"]["percentile"]["99.000000"] / 1e6 if fio else None
+    return figures
+
+
+def fio_job(case: Case, folder: Path, operation: str, engine: str, direct: bool) -> dict[str, Any]:
+    """fio's own account of writing (anew) or reading one file per block."""
+    command = [
+        "fio", "--name=blocks", f"--directory={folder}", f"--rw={operation}", f"--ioengine={engine}", f"--direct={int(direct)}",
+        f"--bs={case.block_bytes}", f"--iodepth={case.depth}", f"--size={case.arena.nbytes}", f"--nrfiles={len(case.blocks)}",
+        "--file_service_type=sequential", f"--openfiles={len(case.blocks)}", "--invalidate=1", "--output-format=json",
+    ]  # fmt: skip
+    if operation == "write":
+        for path in folder.iterdir():
+            path.unlink()
+        os.sync()
+        command += ["--create_on_open=1", "--fallocate=native", "--fdatasync=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StoreError(f"fio failed: {done.stderr.strip() or done.stdout.strip()}")
+    account: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0][operation]
+    return account
+
+
+def drop_caches(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
