@@ -97,6 +97,9 @@ class PrefillActor(ClusterProcess):
     async def cancel(self, request_id: str, epoch: int) -> None:
         await self._service.cancel(request_id, epoch)
 
+    async def peer_lost(self, agent: str) -> None:
+        self._service.peer_lost(agent)
+
     async def peer_died(self, agent: str) -> None:
         self._service.peer_died(agent)
 

@@ -126,6 +126,10 @@ class SchedulerActor:
         self._metrics.restarts.labels(role=over.role or "gateway").inc()
         self._events.note("died", over.engine_id, "its process ended, or its node is lost; another one takes its place")
         self._forget_process(over)
+        if over.role is None:  # prefill engines wait for its streams
+            for other in self._supervisor.current.values():
+                if other.registration.role == "prefill":
+                    self._calls.send(other.registration.actor_name, "peer_lost", over.peer.agent)
 
     def _forget_process(self, over: Registration) -> None:
         """Nothing is accounted to an incarnation any more."""

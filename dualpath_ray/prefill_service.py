@@ -28,6 +28,7 @@ from dualpath_ray.errors import (
     InvalidRequestError,
     OverloadedError,
     StaleEpochError,
+    TransferError,
 )
 from dualpath_ray.gateway import WINDOW
 from dualpath_ray.grammars import Grammars
@@ -47,6 +48,7 @@ BatchPolicy = Callable[[Sequence[tuple[int, int]]], list[int]]
 """(cached, new) token counts of the waiting requests in order -> new tokens to compute of each, from the head; later ones wait."""
 
 MAX_ATTEMPTS = 3
+BLOCKED_TOKENS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class PrefillService:
         self._changed = asyncio.Event()
         self._planner: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
+        self._blocked = 0  # batches whose window memory a lost gateway may still write to
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
@@ -185,7 +188,12 @@ class PrefillService:
 
     @property
     def unfinished_tokens(self) -> int:
-        """Prompt tokens of the unfinished requests that are not computed yet, hits included (paper section 5.1, tok_e)."""
+        """Prompt tokens of the unfinished requests that are not computed yet, hits included (paper section 5.1, tok_e).
+
+        More than any engine could have while the window waits for a lost gateway: nothing new shall come here.
+        """
+        if self._blocked:
+            return BLOCKED_TOKENS
         return sum(len(job.task.tokens) - job.computed for job in self._jobs)
 
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
@@ -195,6 +203,8 @@ class PrefillService:
         """
         if task.engine not in ("", self.endpoint.agent_name):
             raise StaleEpochError(f"prefill engine {self.engine_id} has been restarted since the request was assigned")
+        if self._blocked:
+            raise OverloadedError(f"the window of prefill engine {self.engine_id} waits for a lost gateway's last writes")
         if len(self._jobs) >= self.settings.max_requests:
             raise OverloadedError(
                 f"prefill engine {self.engine_id} holds {len(self._jobs)} requests, the most that prefill.max_requests allows"
@@ -255,6 +265,10 @@ class PrefillService:
         job.cancelled = True
         if job not in self._in_batch:
             self._end(job, CancelledError(f"prefill of {job.task.request_id} was cancelled"))
+
+    def peer_lost(self, agent: str) -> None:
+        """A gateway cannot be had any more, but may still write (see `LayerSink.source_lost`)."""
+        self.sink.source_lost(agent)
 
     def peer_died(self, agent: str) -> None:
         """A process is known to be dead: nothing of its is under way."""
@@ -352,13 +366,32 @@ class PrefillService:
         except Exception as raised:
             log.exception("prefill engine %s: a batch failed", self.engine_id)
             error = DualPathError(f"prefill failed: {raised}")
-        await asyncio.wrap_future(batch.gate.finish(error))
+        quiet, lost = (asyncio.wrap_future(future, loop=self._loop) for future in (batch.gate.finish(error), batch.gate.lost))
+        await asyncio.wait([quiet, lost], return_when=asyncio.FIRST_COMPLETED)
+        if not quiet.done():
+            await self._outlive(batch, quiet)
+            return
         self._count(batch, time.monotonic() - start)
         for index, job in enumerate(batch.jobs):
             self._in_batch.discard(job)
             self._settle(job, batch.chunks[index], error, tokens[index] if tokens else None, sum(batch.gate.times.waited))
         self._trace(batch)
         self._changed.set()
+
+    async def _outlive(self, batch: _Batch, quiet: asyncio.Future[None]) -> None:
+        """A source is lost, but may still write to the window: its memory must wait, the requests need not."""
+        self._blocked += 1
+        error = TransferError(f"prefill engine {self.engine_id} waits for a lost gateway's last writes")
+        for job in batch.jobs:
+            self._in_batch.discard(job)
+            self._end(job, job.feed.error or error)
+        for job in [job for job in self._jobs if job not in self._in_batch]:
+            self._end(job, error)
+        try:
+            await quiet
+        finally:
+            self._blocked -= 1
+            self._changed.set()
 
     def _settle(self, job: _Job, chunk: PrefillChunk, error: DualPathError | None, first: Drawn | None, waited_s: float) -> None:
         """Decide what becomes of a request after its batch has ended."""

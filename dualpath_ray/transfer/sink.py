@@ -111,6 +111,7 @@ class BatchGate:
         self.error: DualPathError | None = None
         self.finished = False
         self.deadline = time.monotonic() + timeout_s
+        self.lost: Future[None] = Future()  # done when a source cannot be had any more, though it may still write
         self.ring_free: Future[None] = Future()  # done when this batch needs no more ring slots: the next one may be queued
         self.peak_ring_slots = 0
         self.times = GateTimes()
@@ -196,6 +197,24 @@ class LayerSink:
             numbers = [stream.number for stream in self._incoming.values() if stream.source.agent == agent]
         for number in numbers:
             self._on_closed(agent, StreamClosed(number, f"gateway {agent} died"))
+
+    def source_lost(self, agent: str) -> None:
+        """A gateway cannot be had any more, but is not known to be dead: what needs it fails now.
+
+        Window memory that was granted to it stays taken until `source_died`, or until it says itself that nothing is under way.
+        """
+        error = TransferError(f"gateway {agent} is lost")
+        with self._lock:
+            for stream in self._incoming.values():
+                if stream.source.agent != agent:
+                    continue
+                stream.feed.fail(error)
+                gate = stream.feed.gate
+                if gate is not None:
+                    gate.error = gate.error or error
+                    if not gate.lost.done():
+                        gate.lost.set_result(None)
+            self._lock.notify_all()
 
     @property
     def idle(self) -> bool:

@@ -89,6 +89,14 @@ async def test_what_an_old_incarnation_served_needs_a_new_plan(scheduler: Schedu
     assert not scheduler._assigned
 
 
+async def test_prefill_engines_hear_at_once_of_a_gateway_that_is_over(
+    idle: tuple[SchedulerActor, DirectCalls], scheduler: SchedulerActor
+) -> None:
+    """They wait for its streams; that it is dead they hear when nothing of it can arrive any more."""
+    await scheduler.register(registration("p0", "p0", None, incarnation=2))
+    assert idle[1].sent == [("actor-prefill-0", "peer_lost", ("p0-1",))]
+
+
 async def test_registering_again_is_no_restart(idle: tuple[SchedulerActor, DirectCalls], scheduler: SchedulerActor) -> None:
     await scheduler.register(registration("decode-0", "d0", "decode"))
     assert not idle[1].sent and (await scheduler.status())["restarts"] == 0

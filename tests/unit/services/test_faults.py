@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dualpath_ray.config.telemetry import TelemetrySettings
-from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError, StaleEpochError
+from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError, StaleEpochError, TransferError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import LeaseRequest
 from dualpath_ray.stores.base import BlockStore
@@ -113,6 +113,24 @@ async def test_a_late_layer_delays_only_itself(tiny_llama: Path, tmp_path: Path)
     assert waited[2] > 0.3
     assert waited[2] > 5 * max(waited[1], waited[3])
     assert first["end_ns"] < read["end_ns"]  # layer 0 was computed before the read of the blocks had ended
+
+
+async def test_a_lost_gateway_fails_what_waits_for_it_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """It would have been answered, late. Here the gateway lives after all and says that nothing is under way: the engine goes on."""
+    store = tmp_path / "store"
+    async with running_system(shared_model(tiny_llama), store) as system:
+        expected = await warm(system)
+    late = EmulationSettings(delay_layer={2: 1.0})
+    async with running_system(shared_model(tiny_llama), store, window_layers=4, wrap=emulated(late)) as system:
+        asked = asyncio.create_task(system.ask(PROMPT, "prefill"))
+        while not system.prefill_service._in_batch:
+            await asyncio.sleep(0.001)
+        system.prefill_service.peer_lost(system.gateways["p0"].endpoint.agent_name)
+        with pytest.raises(TransferError, match="lost"):
+            await asked
+        await system.settle()
+        assert not system.prefill_service._blocked
+        assert (await system.ask(PROMPT, "prefill")).tokens == expected
 
 
 @pytest.mark.parametrize("phase", ["waiting for slots", "reading", "prefilling", "first token", "decoding"])

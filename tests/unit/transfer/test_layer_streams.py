@@ -294,6 +294,29 @@ def test_a_dead_source_ends_what_came_from_it(cluster: Cluster, when: str) -> No
     cluster.settle()
 
 
+def test_a_lost_source_fails_its_batch_at_once_and_frees_memory_only_when_it_is_known_to_be_dead(cluster: Cluster) -> None:
+    chunk = Chunk(cluster, (3, 3), 2, layers_ready=0)
+    chunk.loaded(2)
+    batch = Batch(cluster, [chunk])
+    batch.start()
+    lost = cluster.nodes[1].endpoint
+    with ThreadPoolExecutor(1) as engine:
+        run = engine.submit(batch.gate.enter, LAYERS - 1)
+        lost.close()
+        cluster.sink.source_lost(lost.agent_name)
+        with pytest.raises(TransferError, match="lost"):
+            run.result(WAIT_S)
+    quiet = batch.gate.finish()
+    assert batch.gate.lost.done()
+    with pytest.raises(TimeoutError):
+        quiet.result(0.2)
+    assert not cluster.sink.idle, "it may still write to the window"
+    cluster.sink.source_died(lost.agent_name)
+    quiet.result(WAIT_S)
+    cluster.nodes.pop()
+    cluster.settle()
+
+
 def test_feeds_that_are_not_used_leave_nothing(cluster: Cluster) -> None:
     for layers_ready in (0, LAYERS):
         chunk = Chunk(cluster, (3, 3), 1, layers_ready)
