@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -23,6 +24,7 @@ from load_tests.testbed.network import unavailable
 @click.option("--timeout", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Deadline of each request in seconds.")
 @click.option("--only", multiple=True, help="Kinds of faults, e.g. kill; default: all that are possible.")
 @click.option("--rest-every", type=click.IntRange(1), default=10, show_default=True, help="Rounds between two checks of the books at rest.")
+@click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Priority of the hosts' processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Write a plot into this folder.")
 @click.option("--set", "overrides", multiple=True, help="Setting of the cluster, e.g. storage.layer_groups=1.")
@@ -35,12 +37,13 @@ def main(
     timeout: float,
     only: tuple[str, ...],
     rest_every: int,
+    nice: int,
     as_json: bool,
     plots: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Break a cluster under load, and check that nobody was answered wrongly, forgotten or left without (docs/faults.md)."""
-    from load_tests.faults.place import run_local, run_testbed
+    from load_tests.faults.place import SPEC, run_local, run_testbed
 
     reason = None if local else unavailable()
     if reason is not None:
@@ -48,7 +51,7 @@ def main(
         local = True
     job = Job(list(overrides), "", faults, seed, agents, period, timeout, only=list(only), rest_every=rest_every)
     try:
-        answer = run_local(job) if local else run_testbed(job)
+        answer = run_local(job) if local else run_testbed(job, replace(SPEC, nice=nice))
     except TestbedError as error:
         raise click.ClickException(str(error)) from error
     shown = figures(answer)

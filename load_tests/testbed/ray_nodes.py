@@ -14,6 +14,7 @@ from load_tests.testbed.spec import HEAD
 
 PORT = 6399
 START_TIMEOUT_S = 180.0
+ATTEMPTS, AT_ONCE = 3, 3
 OBJECT_STORE_BYTES = 80 << 20  # control messages only
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,9 +37,12 @@ class RayNodes:
         }
 
     def start(self) -> None:
-        """Start the head, then the others at once; returns when all have joined."""
+        """Start the head, then the others, a few at once; returns when all have joined."""
         self._wait({HEAD: self._start(HEAD, ["--head", "--port", str(PORT), "--include-dashboard=false"])})
-        self._wait({host: self._join(host) for host in self._network.spec.workers})
+        workers = self._network.spec.workers
+        for first in range(0, len(workers), AT_ONCE):
+            hosts = workers[first : first + AT_ONCE]
+            self._wait({host: self._join(host) for host in hosts})
 
     def start_worker(self, host: str) -> None:
         """Start the Ray of a host whose processes have ended; returns when it has joined."""
@@ -67,12 +71,15 @@ class RayNodes:
         with (self._folder / f"{host}.log").open("wb") as log:
             return self._network.popen(host, command, env=self.env, stdout=log, stderr=log)
 
-    def _wait(self, starting: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    def _wait(self, starting: Mapping[str, subprocess.Popen[bytes]], attempts: int = ATTEMPTS) -> None:
         for host, process in starting.items():
             try:
                 code = process.wait(START_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 code = -1
-            if code:
+            if code and host != HEAD and attempts > 1:  # Ray gives a node 30 s, however busy the machine is
+                self._network.kill(host)
+                self._wait({host: self._join(host)}, attempts - 1)
+            elif code:
                 tail = (self._folder / f"{host}.log").read_text(errors="replace")[-1500:]
                 raise TestbedError(f"Ray did not start on host {host}: {tail}")
