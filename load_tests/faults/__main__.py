@@ -24,6 +24,7 @@ from load_tests.testbed.network import unavailable
 @click.option("--timeout", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Deadline of each request in seconds.")
 @click.option("--only", multiple=True, help="Kinds of faults, e.g. kill; default: all that are possible.")
 @click.option("--rest-every", type=click.IntRange(1), default=10, show_default=True, help="Rounds between two checks of the books at rest.")
+@click.option("--minutes", type=click.FloatRange(0.1), help="Begin no round later than this after the load began.")
 @click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Priority of the hosts' processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Write a plot into this folder.")
@@ -37,6 +38,7 @@ def main(
     timeout: float,
     only: tuple[str, ...],
     rest_every: int,
+    minutes: float | None,
     nice: int,
     as_json: bool,
     plots: Path | None,
@@ -49,7 +51,7 @@ def main(
     if reason is not None:
         click.echo(f"without hosts of their own, so without faults of network, storage server and nodes: {reason}", err=True)
         local = True
-    job = Job(list(overrides), "", faults, seed, agents, period, timeout, only=list(only), rest_every=rest_every)
+    job = Job(list(overrides), "", faults, seed, agents, period, timeout, only=list(only), rest_every=rest_every, minutes=minutes)
     try:
         answer = run_local(job) if local else run_testbed(job, replace(SPEC, nice=nice))
     except TestbedError as error:

@@ -85,6 +85,8 @@ class Run:
                 await self._rest(load, books, client, injector)
                 rounds = schedule(targets_of(self._settings, self._hosts, http is not None), job.faults, job.seed, only=job.only)
                 for number, faults in enumerate(rounds, 1):
+                    if job.minutes is not None and time.monotonic() - started > 60 * job.minutes:
+                        break
                     done = await injector.round(faults)
                     outcomes += done
                     self._tell(done, len(outcomes), load)

@@ -24,6 +24,7 @@ class Job:
     http: bool = True
     only: list[str] = field(default_factory=list)  # kinds of faults; all that are possible if empty
     rest_every: int = 10  # rounds
+    minutes: float | None = None
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
