@@ -155,6 +155,10 @@ class GatewayProxy:
         grant: LeaseGrant = await self._calls.call(self._name, "lease", request, timeout_s=request.timeout_s + GRACE_S)
         return grant
 
+    async def loaded(self, lease_id: int, timeout_s: float) -> LoadOutcome:
+        outcome: LoadOutcome = await self._calls.call(self._name, "loaded", lease_id, timeout_s, timeout_s=timeout_s + GRACE_S)
+        return outcome
+
     async def complete(self, lease_id: int, timeout_s: float) -> LoadOutcome:
         outcome: LoadOutcome = await self._calls.call(self._name, "complete", lease_id, timeout_s, timeout_s=timeout_s + GRACE_S)
         return outcome

@@ -12,6 +12,7 @@ from actors.engine_process import ClusterProcess, Identity, device_of, endpoint_
 from actors.reporter import Reporter
 from actors.scheduler import attempt_name
 from dualpath_ray.config import Settings
+from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
 from policies.vocabulary import EngineLoad
@@ -47,7 +48,7 @@ class DecodeActor(ClusterProcess):
             geometry,
             PagedPool(geometry, blocks, device),
             RayDirectory(self._calls),
-            DecodeServiceSettings(settings.decode.max_requests, settings.decode.max_batch),
+            DecodeServiceSettings(settings.decode.max_requests, settings.decode.max_batch, hedge=_hedge(settings)),
             endpoint_settings(settings),
         )
         await self._service.start()
@@ -128,5 +129,13 @@ class DecodeActor(ClusterProcess):
         metrics.batch_size.set(service.unfinished_requests)
         metrics.advance(metrics.engine_busy, service.loop_stats.step_s)
         metrics.advance(metrics.engine_queue, service.stats.queue_s)
+        metrics.advance(metrics.hedged_reads, service.hedging.hedged_reads)
+        metrics.advance(metrics.hedged_bytes, service.hedging.hedged_bytes)
         self._count_pushes(service.endpoint, full_blocks="pool->staging")
         return metrics.render()
+
+
+def _hedge(settings: Settings) -> HedgeSettings:
+    storage = settings.storage
+    factor = storage.hedge_factor if settings.staging.resident_share else 0.0
+    return HedgeSettings(factor, storage.hedge_min_wait_s, storage.hedge_share)

@@ -10,6 +10,7 @@ from dualpath_ray.config import Settings
 from dualpath_ray.gateway import Gateway
 from dualpath_ray.gateway_settings import GatewaySettings
 from dualpath_ray.kv.residency import ResidencyChanges
+from dualpath_ray.kv.staging import slot_bytes
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
@@ -33,8 +34,10 @@ class StorageGatewayActor(ClusterProcess):
         """Open the store, register memory, report to the scheduler."""
         settings, geometry = self._settings, self._facts.geometry
         store = open_store(settings.storage, self._facts.geometry, self._facts.fingerprint)
-        slots = settings.staging.slot_count(geometry.full_block_bytes, geometry.blocks_for(self._facts.max_context))
-        options = GatewaySettings(resident_share=settings.staging.resident_share, layer_groups=store.layer_groups())
+        slots = settings.staging.slot_count(slot_bytes(geometry), geometry.blocks_for(self._facts.max_context))
+        options = GatewaySettings(
+            resident_share=settings.staging.resident_share, huge_pages=settings.staging.huge_pages, layer_groups=store.layer_groups()
+        )
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
         residency = ResidencyChanges()
         reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan, residency=residency)
@@ -86,6 +89,9 @@ class StorageGatewayActor(ClusterProcess):
 
     async def lease(self, request: LeaseRequest) -> LeaseGrant:
         return await self._running.lease(request)
+
+    async def loaded(self, lease_id: int, timeout_s: float) -> LoadOutcome:
+        return await self._running.loaded(lease_id, timeout_s)
 
     async def complete(self, lease_id: int, timeout_s: float) -> LoadOutcome:
         return await self._running.complete(lease_id, timeout_s)

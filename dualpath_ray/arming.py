@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from dualpath_ray.decode_calls import Directory, GatewayCalls
 from dualpath_ray.decode_flow import Flow
 from dualpath_ray.errors import DualPathError
+from dualpath_ray.hedging import Hedging
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import BlockLoad, Forward, LeaseGrant, LeaseRequest, PrefillTask, ReadPart
 from dualpath_ray.requests import Drawn
@@ -19,11 +22,14 @@ from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.sink import HitSource
 
+log = logging.getLogger(__name__)
+
 
 class Arming:
     """Notes in the flow what it leases, so that the flow's owner can give it back. One per decode engine."""
 
-    def __init__(self, endpoint: Endpoint, geometry: KVGeometry, directory: Directory) -> None:
+    def __init__(self, endpoint: Endpoint, geometry: KVGeometry, directory: Directory, hedging: Hedging) -> None:
+        self._hedging = hedging
         self._endpoint, self._geometry, self._directory = endpoint, geometry, directory
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -32,11 +38,80 @@ class Arming:
         return not self._tasks
 
     async def prefill(self, flow: Flow) -> Drawn:
-        """Arm this node, have the hits read and the rest computed. Returns the first token."""
+        """Arm this node, have the hits read and the rest computed. Returns the first token.
+
+        Once per request, a source that lags is given up: all leases go back, and the request is armed again with other readers. Blocks
+        that have been read are resident by then; new leases are a new epoch, so whatever the old readers still do is dropped.
+        """
+        blocks = _blocks_by_node(flow.task.route.reads)
+        hedged = False
+        while True:
+            task = await self._arm(flow, blocks)
+            computing = asyncio.ensure_future(self._compute(flow, task))
+            try:
+                late = None if hedged else await self._late(flow, blocks, computing)
+                if late is None or not await self._give_up(flow, late, computing):
+                    return await computing
+            finally:
+                if not computing.done():
+                    computing.cancel()
+                    await asyncio.wait([computing])
+            hedged = True
+            self._hedging.note_hedge(len(blocks[late]) * self._geometry.full_block_bytes)
+            blocks = _without(blocks, late, self._other_reader(flow, late))
+
+    async def _late(self, flow: Flow, blocks: Mapping[str, Sequence[int]], computing: asyncio.Future[Drawn]) -> str | None:
+        """The node whose reads lag, if there is another one to read instead; None when prefill ends before that shows."""
+        route = flow.task.route
+        if not blocks or route.prefill_node == route.decode_node or not self._hedging.enabled:
+            return None
+        assert flow.lease is not None
+        leases = {route.decode_node: flow.lease.lease_id, **flow.remote_leases}
+        reads = {
+            node_id: (
+                len(taken) * self._geometry.full_block_bytes,
+                self._directory.gateway(node_id).loaded(leases[node_id], flow.time_left()),
+            )
+            for node_id, taken in blocks.items()
+        }
+        watching = asyncio.ensure_future(self._hedging.late(reads))
+        try:
+            both: list[asyncio.Future[Any]] = [computing, watching]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            return watching.result() if watching.done() and not computing.done() else None
+        finally:
+            watching.cancel()
+
+    def _other_reader(self, flow: Flow, late: str) -> str:
+        route = flow.task.route
+        return route.prefill_node if late == route.decode_node else route.decode_node
+
+    async def _give_up(self, flow: Flow, late: str, computing: asyncio.Future[Drawn]) -> bool:
+        """End an armed request's prefill and give its leases back. False if prefill has succeeded meanwhile."""
+        route = flow.task.route
+        with contextlib.suppress(DualPathError):
+            await self._directory.prefill(route.prefill_engine).cancel(flow.name, route.epoch)
+        await asyncio.wait([computing], timeout=flow.time_left())
+        if not computing.done() or computing.exception() is None:
+            return False
+        flow.prefilling = False
+        assert flow.lease is not None
+        for node_id, lease in [(route.decode_node, flow.lease.lease_id), *flow.remote_leases.items()]:
+            self._spawn(self._release(node_id, lease))  # not waited for: the late one may hang
+        flow.lease = None
+        flow.remote_leases.clear()
+        log.info("request %s: node %s lags, its blocks are read elsewhere", flow.name, late)
+        return True
+
+    async def _release(self, node_id: str, lease: int) -> None:
+        with contextlib.suppress(DualPathError):
+            await self._directory.gateway(node_id).release(lease)
+
+    async def _arm(self, flow: Flow, blocks: Mapping[str, tuple[int, ...]]) -> PrefillTask:
+        """Lease slots on all nodes, which starts the reads."""
         request, route = flow.task.request, flow.task.route
         prefill_peer, gateway_peer = route.peers[route.prefill_engine], route.peers[route.decode_node]
         self._endpoint.connect(gateway_peer)
-        blocks = _blocks_by_node(route.reads)
         readers = {node_id: route.peers[node_id] for node_id in blocks if node_id != route.decode_node}
         local = LeaseRequest(
             request.request_id,
@@ -58,7 +133,7 @@ class Arming:
                 await self._lease_remote(flow, grant, node_id, blocks[node_id])
         flow.allocate_s = time.monotonic() - asked_at
         sources = tuple(self._source(flow, grant, node_id, taken) for node_id, taken in blocks.items())
-        prefill = PrefillTask(
+        return PrefillTask(
             request.request_id,
             route.epoch,
             np.array(request.tokens, dtype=np.int32),
@@ -75,9 +150,12 @@ class Arming:
             request.trace,
             prefill_peer.agent,
         )
+
+    async def _compute(self, flow: Flow, task: PrefillTask) -> Drawn:
+        request, route = flow.task.request, flow.task.route
         flow.prefilling = True
-        with tracing.span("prefill", request.trace, engine=route.prefill_engine, cached_tokens=prefill.cached_tokens):
-            flow.prefill = await self._directory.prefill(route.prefill_engine).prefill(prefill)
+        with tracing.span("prefill", request.trace, engine=route.prefill_engine, cached_tokens=task.cached_tokens):
+            flow.prefill = await self._directory.prefill(route.prefill_engine).prefill(task)
         flow.prefilling = False
         return flow.prefill.first
 
@@ -119,7 +197,7 @@ class Arming:
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._spawn(wanted.request_id, gateway, asked)
+            self._spawn(self._give_back(gateway, wanted.request_id, asked))
             raise
 
     async def _give_back(self, gateway: GatewayCalls, request_id: str, asked: asyncio.Future[LeaseGrant]) -> None:
@@ -127,8 +205,8 @@ class Arming:
             await gateway.withdraw(request_id)
             await gateway.release((await asked).lease_id)
 
-    def _spawn(self, flow_name: str, gateway: GatewayCalls, asked: asyncio.Future[LeaseGrant]) -> None:
-        task = asyncio.get_running_loop().create_task(self._give_back(gateway, flow_name, asked))
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -139,3 +217,10 @@ def _blocks_by_node(reads: Iterable[ReadPart]) -> dict[str, tuple[int, ...]]:
     for part in reads:
         blocks[part.node_id] = (*blocks.get(part.node_id, ()), *range(part.first_block, part.first_block + part.blocks))
     return blocks
+
+
+def _without(blocks: Mapping[str, tuple[int, ...]], late: str, other: str) -> dict[str, tuple[int, ...]]:
+    """The same blocks, those of `late` read by `other`."""
+    left = {node_id: taken for node_id, taken in blocks.items() if node_id != late}
+    left[other] = tuple(sorted((*left.get(other, ()), *blocks[late])))
+    return left

@@ -68,21 +68,25 @@ class BlockLoader:
         forward_error: str | None = "the load failed"
         start, reads_end = time.monotonic(), self._reads_begin(request, len(missing))
         forwarded = self._forward(lease, request, present, 0, self._geometry.layers)
+
+        def all_read() -> None:
+            """What follows is forwarding: it may fail, the blocks are here all the same."""
+            reads_end()
+            for load in missing:
+                self._staging.publish(lease, load.position, load.key)
+            self._count(request, len(missing), len(present), time.monotonic() - start)
+
         try:
             with tracing.span("gateway.read", request.trace, node=self._node_id, blocks=len(missing), bytes=nbytes, resident=len(present)):
                 if missing:
-                    first_at = await self._read(lease, request, missing, reads_end)
+                    first_at = await self._read(lease, request, missing, all_read)
                 else:
-                    reads_end()
+                    all_read()
                     self._source.layers_loaded(lease.lease_id, self._geometry.layers)
                     first_at = start
                 await asyncio.gather(*forwarded)
-            read_s = time.monotonic() - start
-            for load in missing:
-                self._staging.publish(lease, load.position, load.key)
-            self._count(request, len(missing), len(present), read_s)
             forward_error = None
-            return LoadOutcome(nbytes, read_s, first_at - start, len(present) * self._geometry.full_block_bytes)
+            return LoadOutcome(nbytes, time.monotonic() - start, first_at - start, len(present) * self._geometry.full_block_bytes)
         except DualPathError as error:
             if isinstance(error, BlockError):
                 self._stats.corrupt_blocks += 1
@@ -132,18 +136,18 @@ class BlockLoader:
 
         return end
 
-    async def _read(self, lease: Lease, request: LeaseRequest, loads: Sequence[BlockLoad], reads_end: Callable[[], None]) -> float:
+    async def _read(self, lease: Lease, request: LeaseRequest, loads: Sequence[BlockLoad], all_read: Callable[[], None]) -> float:
         """Read `loads` from storage; returns when the first layers were in memory."""
         slots = [self._staging.slot(int(lease.slots[load.position])) for load in loads]
         buffers = [BlockBuffer(load.key, load.parent, data) for load, data in zip(loads, slots, strict=True)]
         reader = await asyncio.wrap_future(self._store.open(buffers))
         try:
-            return await self._read_groups(lease, reader, request, loads, reads_end)
+            return await self._read_groups(lease, reader, request, loads, all_read)
         finally:
             reader.close()
 
     async def _read_groups(
-        self, lease: Lease, reader: BlockReader, request: LeaseRequest, loads: Sequence[BlockLoad], reads_end: Callable[[], None]
+        self, lease: Lease, reader: BlockReader, request: LeaseRequest, loads: Sequence[BlockLoad], all_read: Callable[[], None]
     ) -> float:
         """Read all blocks range by range of layers: the first layers can be streamed while the others are still being read."""
         edges = np.linspace(0, self._geometry.layers, self._groups + 1).astype(int).tolist()
@@ -157,7 +161,7 @@ class BlockLoader:
                 first_at = first_at or time.monotonic()
                 self._source.layers_loaded(lease.lease_id, stop)
                 forwards += self._forward(lease, request, loads, first, stop)
-            reads_end()
+            all_read()
             await asyncio.gather(*forwards)
             return first_at
         finally:

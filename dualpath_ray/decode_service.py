@@ -14,7 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from dualpath_ray.engine.pool import BlockIds, PagedPool
 from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, UnansweredError
 from dualpath_ray.gateway import POOL
 from dualpath_ray.grammars import Grammars
+from dualpath_ray.hedging import HedgeSettings, Hedging
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import block_keys
 from dualpath_ray.messages import (
@@ -56,6 +57,7 @@ class DecodeServiceSettings:
     max_requests: int = 256
     max_batch: int = 16
     persist: bool = True
+    hedge: HedgeSettings = field(default_factory=HedgeSettings)
 
 
 @dataclass(slots=True)
@@ -100,7 +102,8 @@ class DecodeService:
         self.persister = Persister(self.endpoint, geometry, pool.blocks)
         self._flows: dict[str, Flow] = {}
         self._pool_queue = PoolQueue(pool)
-        self._arming = Arming(self.endpoint, geometry, directory)
+        self.hedging = Hedging(self.settings.hedge)
+        self._arming = Arming(self.endpoint, geometry, directory, self.hedging)
         self._quarantine: dict[str, list[BlockIds]] = {}  # agent of a gateway -> pool blocks it may still write to
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop

@@ -63,7 +63,7 @@ class Gateway:
         self.geometry = geometry
         self.store = store
         self.settings = settings or GatewaySettings()
-        self.staging = StagingBuffer(geometry, slots, round(slots * self.settings.resident_share))
+        self.staging = StagingBuffer(geometry, slots, round(slots * self.settings.resident_share), self.settings.huge_pages)
         self.stats = GatewayStats()
         store.register(self.staging.arena)
         self.endpoint = Endpoint(f"gateway-{node_id}", (self.staging.region,), endpoint_settings)
@@ -147,13 +147,17 @@ class Gateway:
         """A request that waits for slots needs them no longer: its `lease` call raises CancelledError. Others are left alone."""
         self._slots.withdraw(request_id)
 
-    async def complete(self, lease_id: int, timeout_s: float = 60.0) -> LoadOutcome:
-        """Wait until the lease's blocks are in memory and forwarded, then release it. Raises what went wrong."""
+    async def loaded(self, lease_id: int, timeout_s: float = 60.0) -> LoadOutcome:
+        """Wait until the lease's blocks are in memory and forwarded. Raises what went wrong."""
         try:
             async with asyncio.timeout(timeout_s):
-                outcome = await asyncio.shield(self._work_of(lease_id).loaded)
+                return await asyncio.shield(self._work_of(lease_id).loaded)
         except TimeoutError:
             raise DeadlineExceededError(f"blocks not read and forwarded within {timeout_s:.1f} s") from None
+
+    async def complete(self, lease_id: int, timeout_s: float = 60.0) -> LoadOutcome:
+        """Wait until the lease's blocks are in memory and forwarded, then release it. Raises what went wrong."""
+        outcome = await self.loaded(lease_id, timeout_s)
         await self.release(lease_id)
         return outcome
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dualpath_ray.transfer.memory import HugePages
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     max_waiting_leases: int = 1024
     max_persist_queue_blocks: int = 4096
     resident_share: float = 0.0  # of the slots that may hold resident blocks; 0: nothing stays in memory
+    huge_pages: HugePages = "off"
     layer_groups: int = 4  # a Full Block is read in this many ranges of layers, first layers first
 
 

@@ -263,8 +263,11 @@ class PrefillService:
 
     def _cancel(self, job: _Job) -> None:
         job.cancelled = True
+        error = CancelledError(f"prefill of {job.task.request_id} was cancelled")
         if job not in self._in_batch:
-            self._end(job, CancelledError(f"prefill of {job.task.request_id} was cancelled"))
+            self._end(job, error)
+        else:
+            self.sink.give_up(job.feed, error)
 
     def peer_lost(self, agent: str) -> None:
         """A gateway cannot be had any more, but may still write (see `LayerSink.source_lost`)."""
@@ -404,7 +407,8 @@ class PrefillService:
             job.attempts >= MAX_ATTEMPTS or time.monotonic() > job.deadline or isinstance(error, InvalidRequestError)
         ):
             self._end(job, error)
-        elif error is not None:  # another request of the batch was at fault
+        elif error is not None:  # another request of the batch was at fault, or was given up while the batch waited for it
+            job.attempts -= isinstance(error, CancelledError)
             self._reopen(job)
         elif first is None:
             job.computed += len(chunk.tokens)

@@ -84,6 +84,13 @@ class StorageSettings(Section):
     orphan_age_s: Seconds = Field(
         default=3600.0, description="Blocks whose parent is missing, and files of crashed writers, are removed when unused for this long."
     )
+    hedge_factor: Delay = Field(
+        default=4.0,
+        description="A node's part of a request's reads that takes this many times as long as usual is given up and read by the other "
+        "node. 0: never. Needs staging.resident_share, so that what has been read already is not read again.",
+    )
+    hedge_min_wait_s: Delay = Field(default=1.0, description="Reads are never given up before this time.")
+    hedge_share: Share = Field(default=0.1, description="Bytes that may be read twice for this, as a share of all bytes read.")
     emulation: EmulationSettings = Field(default=EmulationSettings(), description="Emulate a slower device.")
 
 
@@ -96,7 +103,11 @@ class StagingSettings(Section):
         gt=0,
         description="Memory per gateway, e.g. 8GiB; default: 1GiB, but at least room for two requests of the longest context.",
     )
-
+    huge_pages: Literal["transparent", "reserved", "off"] = Field(
+        default="transparent",
+        description="Pages of the arena: transparent asks the kernel for huge ones (madvise), reserved takes them from the pool that the "
+        "operator has set aside (MAP_HUGETLB; falls back to transparent with a log line), off uses small ones.",
+    )
     resident_share: Share = Field(
         default=1.0,
         description="Share of the slots that may keep blocks in memory after a request has used them, for later requests; such a slot is "
@@ -109,14 +120,17 @@ class StagingSettings(Section):
             raise ValueError("slots and bytes are two ways to say the same: give one of them")
         return self
 
-    def slot_count(self, full_block_bytes: int, blocks_per_context: int) -> int:
-        """Slots of one gateway. Raises ConfigError when a request of the longest context (`blocks_per_context`) cannot fit."""
+    def slot_count(self, slot_bytes: int, blocks_per_context: int) -> int:
+        """Slots of `slot_bytes` (a Full Block in whole pages) of one gateway, so that they take `bytes` at most.
+
+        Raises ConfigError when a request of the longest context (`blocks_per_context`) cannot fit.
+        """
         if self.slots is None and self.bytes is None:
-            return max(DEFAULT_STAGING_BYTES // full_block_bytes, 2 * blocks_per_context)
-        slots = self.slots if self.slots is not None else (self.bytes or 0) // full_block_bytes
+            return max(DEFAULT_STAGING_BYTES // slot_bytes, 2 * blocks_per_context)
+        slots = self.slots if self.slots is not None else (self.bytes or 0) // slot_bytes
         if slots < blocks_per_context:
             raise ConfigError(
-                f"staging holds {slots} blocks of {full_block_bytes} bytes, but a request of the longest context needs "
+                f"staging holds {slots} blocks of {slot_bytes} bytes, but a request of the longest context needs "
                 f"{blocks_per_context}: raise staging.slots or staging.bytes, or lower model.max_context"
             )
         return slots

@@ -29,10 +29,15 @@ import numpy.typing as npt
 from dualpath_ray.errors import StaleEpochError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.resident import ResidentBlocks
-from dualpath_ray.transfer.memory import PAGE_BYTES, Region, allocate, round_up
+from dualpath_ray.transfer.memory import PAGE_BYTES, HugePages, Region, allocate, round_up
 
 REGION = "staging"
 NO_SLOT = -1
+
+
+def slot_bytes(geometry: KVGeometry) -> int:
+    """What a slot takes: a Full Block in whole pages."""
+    return round_up(geometry.full_block_bytes, PAGE_BYTES)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +75,10 @@ class Lease:
 class StagingBuffer:
     """See the module's docstring. `slots` Full Blocks, each starting on a page; at most `resident_slots` of them stay resident."""
 
-    def __init__(self, geometry: KVGeometry, slots: int, resident_slots: int = 0) -> None:
+    def __init__(self, geometry: KVGeometry, slots: int, resident_slots: int = 0, huge_pages: HugePages = "off") -> None:
         self.geometry = geometry
-        self.slot_stride = round_up(geometry.full_block_bytes, PAGE_BYTES)
-        self.arena = allocate(self.slot_stride * slots)
+        self.slot_stride = slot_bytes(geometry)
+        self.arena = allocate(self.slot_stride * slots, huge_pages)
         self.region = Region(REGION, self.arena.ctypes.data, geometry.layer_block_bytes, geometry.layers, self.slot_stride, groups=slots)
         self.total_slots = slots
         self.residents = ResidentBlocks(min(resident_slots, slots))

@@ -128,6 +128,8 @@ class Metrics:
             "Hit blocks by where a gateway really found them.",
             source="dram_local, dram_peer (this node's memory, for another node) or storage",
         )
+        self.hedged_reads = self._counter("hedged_reads", "reads", "Parts of a request's reads that lagged and were given to another node.")
+        self.hedged_bytes = self._counter("hedged", "bytes", "The same in bytes: what may have been read twice.")
         self.resident_evictions = self._counter("resident_evictions", "blocks", "Resident blocks whose slots were needed.")
         self.corrupt_blocks = self._counter("store_corrupt_blocks", "blocks", "Blocks that failed their checksum and were removed.")
         self.foreign_files = self._counter("store_foreign_files", "files", "Entries skipped when the store was scanned.")

@@ -59,6 +59,7 @@ class _Incoming:
     feed: ChunkFeed
     ready: bool = False
     closed: bool = False
+    landed: int = 0  # layers
 
 
 class ChunkFeed:
@@ -107,6 +108,7 @@ class BatchGate:
         self.layers = [_LayerState() for _ in range(sink.layers)]
         self.streams = sum(len(feed.incoming) for feed in feeds)
         self.granted = 0
+        self.waiting_for: int | None = None  # layer that the engine waits for
         self.pushing = 0
         self.error: DualPathError | None = None
         self.finished = False
@@ -191,6 +193,16 @@ class LayerSink:
             self._grant()
         return gate
 
+    def give_up(self, feed: ChunkFeed, error: DualPathError) -> None:
+        """The feed's request is cancelled: end its batch with `error` if that batch waits for one of its streams."""
+        with self._lock:
+            gate = feed.gate
+            if gate is None or gate.error is not None or gate.waiting_for is None:
+                return
+            if any(stream.landed <= gate.waiting_for for stream in feed.incoming):
+                gate.error = error
+                self._lock.notify_all()
+
     def source_died(self, agent: str) -> None:
         """A gateway is known to be dead: nothing of its streams is under way any more."""
         with self._lock:
@@ -236,9 +248,11 @@ class LayerSink:
         start = time.monotonic()
         self._endpoint.poke()
         with self._lock:
+            gate.waiting_for = layer
             while gate.error is None and (state.ring_slot is None or state.landed < gate.streams):
                 if not self._lock.wait(timeout=min(1.0, max(0.0, gate.deadline - time.monotonic()))) and time.monotonic() >= gate.deadline:
                     gate.error = DeadlineExceededError(f"hit KV of layer {layer} did not arrive in time")
+            gate.waiting_for = None
             if gate.error is not None:
                 raise gate.error
             assert state.ring_slot is not None
@@ -299,6 +313,7 @@ class LayerSink:
             stream = self._known(sender, message.stream)
             if stream is None or stream.feed.gate is None:
                 return
+            stream.landed += 1
             stream.feed.gate.layers[message.layer].landed += 1
             self._lock.notify_all()
 

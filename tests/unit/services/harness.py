@@ -19,6 +19,7 @@ from dualpath_ray.engine.pool import PagedPool
 from dualpath_ray.engine.window import LayerWindow
 from dualpath_ray.gateway import Gateway
 from dualpath_ray.gateway_settings import GatewaySettings
+from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.index import BlockIndex
 from dualpath_ray.kv.keys import block_keys, root_key
@@ -55,6 +56,8 @@ class System:
         pool_blocks: int,
         layerwise: bool = True,
         resident_share: float = 0.0,
+        slow: StoreWrapper | None = None,
+        hedge: HedgeSettings | None = None,
     ) -> None:
         self.resident_share = resident_share
         self.model = model
@@ -62,7 +65,7 @@ class System:
         self.index = BlockIndex()
         self._names = itertools.count()
         context = self.geometry.blocks_for(1024) * block_tokens
-        self.gateways = {node: self._gateway(node, store_path, slots, wrap) for node in ("p0", "d0")}
+        self.gateways = {node: self._gateway(node, store_path, slots, slow if slow and node == "p0" else wrap) for node in ("p0", "d0")}
 
         def policy(waiting: object) -> list[int]:
             return plan_batch(waiting, AttentionTimeModel(0.0), float("inf"), chunk_tokens, block_tokens)  # type: ignore[arg-type]
@@ -70,7 +73,9 @@ class System:
         window = LayerWindow(self.geometry, window_layers, context)
         self.prefill_service = PrefillService("prefill", model, self.geometry, window, policy, PrefillServiceSettings(layerwise=layerwise))
         pool = PagedPool(self.geometry, pool_blocks)
-        self.decode_service = DecodeService("decode", model, self.geometry, pool, self, DecodeServiceSettings())
+        self.decode_service = DecodeService(
+            "decode", model, self.geometry, pool, self, DecodeServiceSettings(hedge=hedge or HedgeSettings())
+        )
 
     def _gateway(self, node: str, store_path: Path, slots: int, wrap: StoreWrapper | None) -> Gateway:
         store: BlockStore = DirectoryStore(store_path, self.geometry, self.model.fingerprint, DirectorySettings())
@@ -172,8 +177,12 @@ async def running_system(
     pool_blocks: int = 256,
     layerwise: bool = True,
     resident_share: float = 0.0,
+    slow: StoreWrapper | None = None,
+    hedge: HedgeSettings | None = None,
 ) -> AsyncIterator[System]:
-    system = System(model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise, resident_share)
+    system = System(
+        model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise, resident_share, slow, hedge
+    )
     try:
         await system.start()
         yield system
