@@ -26,14 +26,17 @@ class Documents:
         self._root = root / kind
 
     def directory(self, tenant: str) -> Path:
-        """Where a tenant's documents are, and whatever belongs to them. Made if missing."""
-        path = self._root / hashlib.blake2b(tenant.encode(), digest_size=12).hexdigest()
+        """Where a tenant's documents are, and whatever belongs to them. Asking for it does not make it."""
+        return self._root / hashlib.blake2b(tenant.encode(), digest_size=12).hexdigest()
+
+    def made_directory(self, tenant: str) -> Path:
+        path = self.directory(tenant)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
     def put(self, tenant: str, name: str, document: Mapping[str, Any]) -> None:
         """Readers see the old or the new document, also after a power loss."""
-        directory = self.directory(tenant)
+        directory = self.made_directory(tenant)
         handle, scratch = tempfile.mkstemp(dir=directory, prefix=".")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(document, file)

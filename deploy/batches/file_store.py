@@ -21,7 +21,7 @@ class FileStore:
     def begin(self, tenant: str) -> tuple[str, Path]:
         """A new file's id, and where to write its content before `add` or `result` makes it known."""
         name = new_id("file")
-        return name, self.content_path(tenant, name)
+        return name, self._documents.made_directory(tenant) / f"{name}.data"
 
     def content_path(self, tenant: str, name: str) -> Path:
         return self._documents.directory(tenant) / f"{name}.data"

@@ -52,7 +52,7 @@ def add_batch_api(api: FastAPI, root: Path, access: Access, max_file_bytes: int,
     @api.post("/v1/files", summary="Upload a file of batch requests, one per line", openapi_extra=UPLOAD)
     async def upload(request: Request) -> Response:
         tenant = who(request).tenant
-        name, path = files.begin(tenant)
+        name, path = await asyncio.to_thread(files.begin, tenant)
         try:
             filename = await _receive(request, path, max_file_bytes)
             return json_response(json_object(await asyncio.to_thread(files.add, tenant, name, filename)))

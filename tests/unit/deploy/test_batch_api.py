@@ -186,6 +186,14 @@ async def test_uploads_that_cannot_be(client: openai.AsyncOpenAI, limits: Servin
     assert not list(limits.files.rglob("*.data"))
 
 
+async def test_looking_makes_nothing(service: OpenAIService, limits: ServingSettings) -> None:
+    client = connect(service, limits)
+    for tenant in ("a", "b"):
+        assert not (await client.files.list(extra_headers={"X-Tenant": tenant})).data
+        assert not (await client.batches.list(extra_headers={"X-Tenant": tenant})).data
+    assert limits.files is not None and not limits.files.exists()
+
+
 async def test_tenants_see_their_own(service: OpenAIService, limits: ServingSettings, tmp_path: Path, cluster: EmulatedCluster) -> None:
     key_file = tmp_path / "keys.json"
     first, second = create(key_file, "acme", priority=3), create(key_file, "other/..")
