@@ -20,6 +20,8 @@ def command(settings: Settings, host: str | None, port: int | None) -> None:
     """Serve the OpenAI API over HTTP until interrupted."""
     given: dict[str, Any] = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = settings.model_copy(update={"serving": settings.serving.model_copy(update=given)})
+    if settings.serving.api_keys is None and settings.serving.host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo(f"anybody who reaches {settings.serving.host} may call: there are no API keys (docs/security.md)", err=True)
     set_ray_defaults(settings.cluster.address)
     # Only now: importing Ray takes a second, and it reads its environment then.
     from deploy.running_service import running_service
