@@ -37,8 +37,11 @@ def _experiment(path: str | None, values: dict[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(document)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in item['loc']) or 'experiment'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("; ".join(lines)) from error
+        raise ConfigError("; ".join(f"{_field(item)}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors())) from error
+
+
+def _field(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"] if part not in ("str", "MeasuredModel"))
 
 
 def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class DecodeGroup:
         self._context = [0.0] * len(engines)
         self._free = [room] * len(engines)
         self._waiting: list[deque[RoundState]] = [deque() for _ in engines]
+        self.full_s = 0.0  # time in which a request waited for memory
+        self._queued = 0
         self._requests = 0
         self._steps = 0.0
         self._since = 0.0
@@ -42,6 +44,7 @@ class DecodeGroup:
         self._advance()
         engine = self._engine(state)
         self._waiting[engine].append(state)
+        self._queued += 1
         self._admit(engine)
         self._reschedule()
 
@@ -54,6 +57,7 @@ class DecodeGroup:
         waiting = self._waiting[engine]
         while waiting and self._free[engine] >= waiting[0].prompt + waiting[0].generate:
             state = waiting.popleft()
+            self._queued -= 1
             self._joined += 1
             state.second_token = self._loop.now + self.step_s
             heapq.heappush(self._leaving, (self._steps + state.generate - 1, self._joined, state))
@@ -70,6 +74,8 @@ class DecodeGroup:
 
     def _advance(self) -> None:
         now = self._loop.now
+        if self._queued:
+            self.full_s += now - self._since
         self._steps += (now - self._since) / self.step_s
         self._since = now
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
@@ -57,13 +57,14 @@ class Experiment(BaseModel):
             raise ValueError(f"must be one of {', '.join(PAPER_SETS)}")
         return value
 
-    @model_validator(mode="after")
-    def _known_model(self) -> Experiment:
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str | MeasuredModel) -> str | MeasuredModel:
         try:
-            model_spec(self.model)
+            model_spec(value)
         except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return self
+            raise ValueError(str(error).removeprefix("model: ")) from error
+        return value
 
 
 def run(
@@ -164,7 +165,10 @@ def _summary(simulator: Simulator, after: float = 0.0) -> dict[str, Any]:
         "prompt_tokens_per_s": results.prompt_tokens / now,
         "snic_utilisation": [link.bytes / link.bandwidth / now for link in simulator.snics],
         "snic_max_over_mean": max_over_mean(simulator.snics, 0.8 * now),
+        "snic_write_utilisation": [link.bytes / link.bandwidth / now for link in simulator.snics_up],
         "prefill_busy": sum(group.busy_s for group in groups) / len(groups) / now,
+        "prefill_full": sum(group.full_s for group in groups) / len(groups) / now,
+        "decode_full": sum(group.full_s for group in simulator.decode_groups) / len(simulator.decode_groups) / now,
         "prefill_pass_s": sum(group.busy_s for group in groups) / max(1, sum(group.passes for group in groups)),
         "persisted_bytes": results.persisted_bytes,
         "events": simulator.loop.events,

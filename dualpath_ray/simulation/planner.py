@@ -9,8 +9,6 @@ from dualpath_ray.simulation.cluster_spec import ClusterSpec
 from dualpath_ray.simulation.experiment import Experiment, run
 from policies.pd_ratio import violations
 
-DRAM_BYTES_S = 500e9
-
 
 def plan(
     base: Experiment,
@@ -71,22 +69,32 @@ def _try(base: Experiment, cluster: ClusterSpec, mode: str, ttft_s: float, tpot_
         "excess": excess,
         "ttft_s": result["ttft_s"],
         "tpot_s": result["tpot_s"],
-        **_binding(cluster, result, tpot > tpot_s),
+        **_binding(cluster, result, tpot / tpot_s),
     }
 
 
-def _binding(cluster: ClusterSpec, result: dict[str, Any], slow_decode: bool) -> dict[str, Any]:
-    """Which resource is closest to its limit, and what relieves it."""
+RELIEF = {
+    "storage NIC": "read on more nodes (mode split or pool), or add nodes of either kind",
+    "prefill compute": "add prefill nodes",
+    "decode step": "add decode nodes",
+    "decode memory": "add decode nodes, or GPUs with more memory",
+}
+
+
+def _binding(cluster: ClusterSpec, result: dict[str, Any], step_share: float) -> dict[str, Any]:
+    """Which resource is closest to its limit, and what relieves it.
+
+    The storage NICs' share is the utilisation of the NICs that read most; that of prefill compute (decode memory) the share of time in
+    which requests were ready but found no room in the pass (in memory); that of the decode step its time over the target.
+    """
     node = cluster.node
-    snic = max(result["snic_utilisation"])
-    shares = {"storage NIC": snic, "prefill compute": result["prefill_busy"], "decode step": 1.0 if slow_decode else 0.0}
+    shares = {
+        "storage NIC": max(result["snic_utilisation"]),
+        "prefill compute": result["prefill_full"],
+        "decode step": min(1.0, step_share),
+        "decode memory": result["decode_full"],
+    }
     binds = max(shares, key=lambda name: shares[name])
-    relief = {
-        "storage NIC": "read on more nodes (mode split or pool), or add nodes of either kind",
-        "prefill compute": "add prefill nodes",
-        "decode step": "add decode nodes",
-    }[binds]
-    warnings = violations(
-        cluster.prefill_nodes, cluster.decode_nodes, node.gpus, node.snic_bytes_per_s, node.cnic_bytes_per_s, DRAM_BYTES_S
-    )
-    return {"binds": binds, "binding_share": shares[binds], "relief": relief, "ratio_warnings": warnings}
+    bandwidths = node.snic_bytes_per_s, node.cnic_bytes_per_s, node.dram_bytes_per_s
+    warnings = violations(cluster.prefill_nodes, cluster.decode_nodes, node.gpus, *bandwidths)
+    return {"binds": binds, "relief": RELIEF[binds], "shares": shares, "ratio_warnings": warnings}

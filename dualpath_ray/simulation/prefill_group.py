@@ -55,6 +55,7 @@ class PrefillGroup:
         self.engines = engines
         self.passes = 0
         self.busy_s = 0.0
+        self.full_s = 0.0  # time in passes that had to leave requests behind whose reads were complete
         self.running = False
         self._woken = False
         self._curve = curve
@@ -88,6 +89,8 @@ class PrefillGroup:
         if self.running:
             self.passes += 1
             self.busy_s += seconds
+            if any(engine.ready for engine in self.engines):
+                self.full_s += seconds
             self._loop.at(self._loop.now + seconds, self._boundary)
 
     def _end_batch(self, engine: PrefillEngine) -> None:

@@ -22,6 +22,7 @@ from dualpath_ray.simulation.round_state import RoundState
 from dualpath_ray.simulation.workload import Trajectory
 from policies.baselines import System
 from policies.core import SchedulerCore
+from policies.errors import Infeasible
 from policies.settings import SchedulingSettings
 from policies.vocabulary import EngineLoad, NodeLoad, RequestDemand
 
@@ -73,6 +74,15 @@ class Simulator:
     @property
     def snics(self) -> list[Link]:
         return [self._snic[node] for node in (*self._prefill_nodes, *self._decode_nodes)]
+
+    @property
+    def snics_up(self) -> list[Link]:
+        """The direction to storage of each node's storage NIC."""
+        return list(self._snic_up.values())
+
+    @property
+    def decode_groups(self) -> list[DecodeGroup]:
+        return list(dict.fromkeys(self._decode_group.values()))
 
     @property
     def prefill_groups(self) -> list[PrefillGroup]:
@@ -191,7 +201,10 @@ class Simulator:
         state = RoundState(agent, index, request_id, context + append, hit_blocks * block, generate, self.loop.now)
         self._states[request_id] = state
         demand_hits = 0 if self.system.zero_io else hit_blocks
-        self._core.submit(RequestDemand(request_id, state.prompt, demand_hits, block, generate, self.loop.now, NEVER))
+        try:
+            self._core.submit(RequestDemand(request_id, state.prompt, demand_hits, block, generate, self.loop.now, NEVER))
+        except Infeasible as error:
+            raise ConfigError(f"cluster: {error}; raise node.hbm_bytes or node.staging_bytes") from error
         for group in self._prefill_groups:
             group.wake()
 

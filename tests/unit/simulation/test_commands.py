@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from dualpath_ray.errors import ConfigError
+from dualpath_ray.simulation import planner
 from dualpath_ray.simulation.commands import bench_scheduler, plan, reproduce, simulate
 from dualpath_ray.simulation.experiment import Experiment, run
 from dualpath_ray.simulation.reference import EXPERIMENTS, reference_cells
@@ -72,12 +73,15 @@ def test_simulate_from_a_file_with_overrides_and_exports(tmp_path: Path) -> None
         (["--mode", "magic"], "mode"),
         (["--nodes", "0P1D"], "nodes"),
         (["--set", "nonsense=1"], "nonsense"),
+        (["--set", "cluster.sharing=never"], "cluster.sharing"),
+        (["--set", "model={name: m}"], "model.layers"),
+        (["--model", "ds-27b", "--nodes", "1P1D", "--set", "cluster.node.hbm_bytes=12.5e9"], "hbm_bytes"),
     ],
 )
 def test_impossible_specs_are_refused_by_name(options: list[str], field: str) -> None:
     result = CliRunner().invoke(simulate, options)
     assert isinstance(result.exception, ConfigError)
-    assert field in str(result.exception)
+    assert field in str(result.exception) and "\n" not in str(result.exception)
 
 
 def test_online_run_reports_latency_and_overload() -> None:
@@ -142,7 +146,16 @@ def test_plan_finds_a_cluster() -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["found"] and found["choice"]["gpus"] == 16
-    assert found["choice"]["binds"] in ("storage NIC", "prefill compute", "decode step") and found["choice"]["relief"]
+    choice = found["choice"]
+    assert choice["shares"][choice["binds"]] == max(choice["shares"].values()) and choice["relief"]
+
+
+def test_a_plan_that_fails_names_what_binds() -> None:
+    base = {"model": "ds-27b", "mal": "64K", "aps": 2.0, "duration_s": 150.0, "cluster": {"node": {"snic_bytes_per_s": 5e9}}}
+    slow_storage = planner.plan(Experiment.model_validate(base), 16, 4.0, 0.05)
+    assert not slow_storage["found"] and slow_storage["choice"]["binds"] == "storage NIC"
+    base["cluster"] = {"node": {"hbm_bytes": 16e9}}
+    assert planner.plan(Experiment.model_validate(base), 16, 4.0, 0.05)["choice"]["binds"] == "decode memory"
 
 
 def test_scheduler_bench_reports_all_keys() -> None:
