@@ -18,6 +18,7 @@ from dualpath_ray.simulation.simulator import Simulator
 from dualpath_ray.simulation.trace_files import load_trajectories
 from dualpath_ray.simulation.workload import PAPER_SETS, Trajectory, agents, paper_set
 from policies.baselines import SYSTEMS
+from policies.settings import SchedulingSettings
 
 TTFT_LIMIT_S = 4.0
 WINDOW_S = 150.0
@@ -41,6 +42,9 @@ class Experiment(BaseModel):
     duration_s: float = Field(default=3600.0, gt=0, description="Simulated time of an online run at most.")
     append_scale: float = Field(default=1.0, gt=0, description="Multiplies appended tokens of every turn.")
     generation_scale: float = Field(default=1.0, gt=0, description="Multiplies generated tokens of every turn.")
+    scheduling: dict[str, Any] = Field(
+        default={}, description="Settings of the decision core to override (policies/settings.py), e.g. {recompute: true}."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of trace synthesis and arrivals.")
 
     @field_validator("mode")
@@ -48,6 +52,12 @@ class Experiment(BaseModel):
     def _known_mode(cls, value: str) -> str:
         if value not in SYSTEMS:
             raise ValueError(f"must be one of {', '.join(SYSTEMS)}")
+        return value
+
+    @field_validator("scheduling")
+    @classmethod
+    def _known_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        SchedulingSettings(**{"prefill_token_s": 1.0, **value})  # the simulator knows the curve
         return value
 
     @field_validator("mal")
@@ -119,6 +129,7 @@ def build(experiment: Experiment) -> Simulator:
         arrivals,
         experiment.append_scale,
         experiment.generation_scale,
+        experiment.scheduling,
     )
 
 
@@ -171,5 +182,6 @@ def _summary(simulator: Simulator, after: float = 0.0) -> dict[str, Any]:
         "decode_full": sum(group.full_s for group in simulator.decode_groups) / len(simulator.decode_groups) / now,
         "prefill_pass_s": sum(group.busy_s for group in groups) / max(1, sum(group.passes for group in groups)),
         "persisted_bytes": results.persisted_bytes,
+        "moved": results.moved,
         "events": simulator.loop.events,
     }

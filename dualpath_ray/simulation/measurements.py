@@ -38,6 +38,7 @@ class Measurements:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     persisted_bytes: float = 0.0
+    moved: int = 0  # turns taken back from one prefill engine and placed on another
 
     def turn(self, state: RoundState, now: float) -> None:
         """A turn has ended now. Time per output token is counted from the second token on."""

@@ -15,6 +15,6 @@ class NodeSpec(BaseModel):
     cnic_bytes_per_s: float = Field(default=49e9, gt=0, description="Bandwidth of each compute NIC, each direction.")
     dram_bytes_per_s: float = Field(default=500e9, gt=0, description="Memory bandwidth of one node, reads and writes together.")
     hbm_bytes: float = Field(default=80e9, gt=0, description="Memory of one GPU.")
-    hbm_reserved_bytes: float = Field(default=6e9, ge=0, description="GPU memory for activations, communication buffers and the runtime.")
+    hbm_reserved_bytes: float = Field(default=8e9, ge=0, description="GPU memory for activations, communication buffers and the runtime.")
     staging_bytes: float = Field(default=80e9, gt=0, description="DRAM of one node given to staging.")
     read_latency_s: float = Field(default=0.002, ge=0, description="Time from the start of a storage read to its first byte.")

@@ -46,3 +46,8 @@ class RoundState:
         self.first_token = 0.0
         self.second_token = 0.0
         self.assignment: Assignment | None = None
+
+    def load(self, hit: int) -> None:
+        """Only the first `hit` tokens are loaded, the rest is computed."""
+        self.hit = self.cached = hit
+        self.new = self.prompt - hit

@@ -6,8 +6,9 @@ first token -> copies to the decode engine -> decode steps -> end of the turn ->
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
@@ -32,7 +33,10 @@ WINDOW_S = 1.0
 
 
 class Simulator:
-    """One run. `arrivals[i]` is when agent i starts; `scale` multiplies appended and generated tokens (paper section 7, sensitivity)."""
+    """One run. `arrivals[i]` is when agent i starts; `scale` multiplies appended and generated tokens (paper section 7, sensitivity).
+
+    `scheduling` overrides settings of the decision core, e.g. `{"recompute": True}`.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Simulator:
         arrivals: Sequence[float] | None = None,
         append_scale: float = 1.0,
         generation_scale: float = 1.0,
+        scheduling: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.cluster, self.system = model, cluster, system
         self.loop = EventLoop()
@@ -51,6 +56,7 @@ class Simulator:
         self.agents_left = len(agents)
         self.finished_at = 0.0  # when the last turn so far ended
         self._agents = agents
+        self._scheduling = scheduling or {}
         self._append_scale, self._generation_scale = append_scale, generation_scale
         self._context = [trajectory.context for trajectory in agents]
         self._started = list(arrivals) if arrivals is not None else [0.0] * len(agents)
@@ -143,18 +149,23 @@ class Simulator:
         pass_s = self.model.prefill.seconds(4 * mean_append, 4 * mean_append, 4 * mean_append * mean_context)
         rate = 4 * (mean_context + mean_append) / pass_s
         unlimited = self.system.placement != "dualpath"
-        return SchedulingSettings(
-            read_mode=self.system.read_mode,
-            queue_view=self.system.queue_view,
-            placement=self.system.placement,
-            alpha_tokens=int(self.cluster.alpha_s * self.cluster.node.snic_bytes_per_s / self.model.kv_token_bytes),
-            beta_tokens=1 << 60 if unlimited else max(1, int(self.cluster.beta_s * rate)),
-            max_queued_requests=10_000_000,
-            report_timeout_s=NEVER,
-            min_split_blocks=self.cluster.min_split_blocks,
-            use_resident=False,
-            hbm_promise="decode",
-        )
+        curve = self.model.prefill
+        settings: dict[str, Any] = {
+            "read_mode": self.system.read_mode,
+            "queue_view": self.system.queue_view,
+            "placement": self.system.placement,
+            "alpha_tokens": int(self.cluster.alpha_s * self.cluster.node.snic_bytes_per_s / self.model.kv_token_bytes),
+            "beta_tokens": 1 << 60 if unlimited else max(1, int(self.cluster.beta_s * rate)),
+            "max_queued_requests": 10_000_000,
+            "report_timeout_s": NEVER,
+            "min_split_blocks": self.cluster.min_split_blocks,
+            "use_resident": False,
+            "hbm_promise": "decode",
+            "prefill_token_s": (curve.seconds(2000, 2000, 0) - curve.seconds(1000, 1000, 0)) / 1000,
+            "prefill_pair_s": curve.per_pair_s,
+            **self._scheduling,
+        }
+        return SchedulingSettings(**settings)
 
     def _group_prefill(self, size: int) -> list[PrefillGroup]:
         engines = list(self._prefill_engines.values())
@@ -200,13 +211,19 @@ class Simulator:
         hit_blocks = context // block
         state = RoundState(agent, index, request_id, context + append, hit_blocks * block, generate, self.loop.now)
         self._states[request_id] = state
-        demand_hits = 0 if self.system.zero_io else hit_blocks
-        try:
-            self._core.submit(RequestDemand(request_id, state.prompt, demand_hits, block, generate, self.loop.now, NEVER))
-        except Infeasible as error:
-            raise ConfigError(f"cluster: {error}; raise node.hbm_bytes or node.staging_bytes") from error
+        self._submit(state)
         for group in self._prefill_groups:
             group.wake()
+
+    def _submit(self, state: RoundState) -> None:
+        block = self.cluster.block_tokens
+        hit_blocks = 0 if self.system.zero_io else state.hit // block
+        size = block * self.model.kv_token_bytes
+        demand = RequestDemand(state.request_id, state.prompt, hit_blocks, block, state.generate, state.arrived, NEVER, block_bytes=size)
+        try:
+            self._core.submit(demand)
+        except Infeasible as error:
+            raise ConfigError(f"cluster: {error}; raise node.hbm_bytes or node.staging_bytes") from error
 
     def _place(self, reporting: Sequence[str]) -> None:
         """Ask the scheduler core; what it assigns waits at its prefill engine for the group's next boundary.
@@ -216,12 +233,26 @@ class Simulator:
         if self.system.queue_view == "reported":
             for node_id in reporting:
                 self._core.update_node(self._node_load(node_id))
+        if self._core.settings.rebalance:
+            self._take_back()
         for assignment in self._core.decide(self.loop.now):
             state = self._states[assignment.request_id]
             state.assignment = assignment
+            if not self.system.zero_io:
+                state.load(assignment.read_plan.blocks * self.cluster.block_tokens)
             engine = self._prefill_engines[assignment.prefill_engine]
             engine.inbox.append(state)
             self._group_of[engine.engine_id].wake()
+
+    def _take_back(self) -> None:
+        """What an engine that fell behind has not fetched is placed again, as the live scheduler does."""
+        for move in self._core.moves():
+            state, engine = self._states[move.request_id], self._prefill_engines[move.source]
+            if state in engine.inbox:
+                engine.inbox.remove(state)
+                self._core.finish(move.request_id)
+                self._submit(state)
+                self.results.moved += 1
 
     def _node_load(self, node_id: str) -> NodeLoad:
         node = self.cluster.node

@@ -75,7 +75,7 @@ def test_simulate_from_a_file_with_overrides_and_exports(tmp_path: Path) -> None
         (["--set", "nonsense=1"], "nonsense"),
         (["--set", "cluster.sharing=never"], "cluster.sharing"),
         (["--set", "model={name: m}"], "model.layers"),
-        (["--model", "ds-27b", "--nodes", "1P1D", "--set", "cluster.node.hbm_bytes=12.5e9"], "hbm_bytes"),
+        (["--model", "ds-27b", "--nodes", "1P1D", "--set", "cluster.node.hbm_bytes=14.5e9"], "hbm_bytes"),
     ],
 )
 def test_impossible_specs_are_refused_by_name(options: list[str], field: str) -> None:
@@ -154,7 +154,7 @@ def test_a_plan_that_fails_names_what_binds() -> None:
     base = {"model": "ds-27b", "mal": "64K", "aps": 2.0, "duration_s": 150.0, "cluster": {"node": {"snic_bytes_per_s": 5e9}}}
     slow_storage = planner.plan(Experiment.model_validate(base), 16, 4.0, 0.05)
     assert not slow_storage["found"] and slow_storage["choice"]["binds"] == "storage NIC"
-    base["cluster"] = {"node": {"hbm_bytes": 16e9}}
+    base["cluster"] = {"node": {"hbm_bytes": 18e9}}
     assert planner.plan(Experiment.model_validate(base), 16, 4.0, 0.05)["choice"]["binds"] == "decode memory"
 
 

@@ -109,6 +109,27 @@ def test_arrivals_and_scales() -> None:
     assert run.results.prompt_tokens == 200 and run.results.generated_tokens == 15
 
 
+def test_hits_of_a_slow_store_are_recomputed_and_the_rest_is_read_once() -> None:
+    slow = SMALL.model_copy(update={"node": SMALL.node.model_copy(update={"snic_bytes_per_s": 2e6})})
+    fleet = agents([Trajectory(((2000, 20), (300, 15), (50, 1), (10, 40)))], 20)
+    runs = [Simulator(TINY, slow, SYSTEMS["layerwise_scheduled"], fleet, scheduling={"recompute": on}) for on in (False, True)]
+    load_all, either = [simulator.run() for simulator in runs]
+    assert either < 0.8 * load_all
+    assert 0 < sum(link.bytes for link in runs[1].snics) < _hit_tokens(runs[1]) * 1000
+
+
+def test_unfetched_turns_of_an_engine_that_fell_behind_go_to_another() -> None:
+    held = SMALL.model_copy(update={"node": SMALL.node.model_copy(update={"gpus": 4, "hbm_bytes": 1.012e9})})  # 12 K tokens: 4 turns
+    fleet = [Trajectory(((2000 + 1000 * (i % 3), 20), (300, 15), (10, 40))) for i in range(40)]
+    turns = {}
+    for on in (False, True):
+        simulator = Simulator(replace(TINY, lockstep=False), held, SYSTEMS["basic"], fleet, scheduling={"rebalance": on})
+        turns[on] = simulator.run()
+        assert len(simulator.results.arrived) == 120 and simulator._core.running == 0
+        assert (simulator.results.moved > 0) is on
+    assert turns[True] <= 1.02 * turns[False]
+
+
 def test_a_session_may_begin_with_a_stored_context() -> None:
     simulator = Simulator(TINY, SMALL, SYSTEMS["ours"], [Trajectory(((100, 5), (10, 5)), context=640)])
     simulator.run()
