@@ -66,9 +66,10 @@ class StorageSettings(Section):
         default="~/.cache/dualpath-ray/blocks",  # type: ignore[assignment]  # validated into a Path like a given value
         description="Directory of the blocks: local disk, NFS or 3FS mount; the same for all gateways.",
     )
-    io: Literal["auto", "nixl", "plain"] = Field(
+    io: Literal["auto", "nixl", "plain", "hf3fs", "gds"] = Field(
         default="auto",
-        description="How files are read and written: by NIXL's file backend, by plain system calls, or auto, the best that works there.",
+        description="How files are read and written: by NIXL's POSIX backend, by plain system calls, or auto, the best that works there; "
+        "or by NIXL's backend for 3FS or GPUDirect Storage, whose plug-in must be installed.",
     )
     direct: Literal["auto", "on", "off"] = Field(default="auto", description="Whether to go around the page cache (O_DIRECT).")
     layer_groups: Count = Field(default=4, description="Layer ranges that a read is cut into, so that the first layers arrive early.")

@@ -28,7 +28,7 @@ from dualpath_ray.stores.commit import Committer, store_error
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.directory_inventory import DirectoryInventory
 from dualpath_ray.stores.directory_reader import DirectoryReader
-from dualpath_ray.stores.file_io import FileIO, PieceError, choose
+from dualpath_ray.stores.file_io import Choice, FileIO, PieceError, choose
 from dualpath_ray.stores.layout import DirectoryLayout
 from dualpath_ray.stores.pieces import Piece
 from dualpath_ray.stores.scan import Scan
@@ -50,7 +50,7 @@ class DirectorySettings:
     `capacity_bytes` bounds what the directory may hold, `use_resolution_s` is how old a noted use may become before the next is noted.
     """
 
-    io: Literal["auto", "nixl", "plain"] = "auto"
+    io: Choice = "auto"
     direct: Literal["auto", "on", "off"] = "auto"
     layer_groups: int = 4
     read_threads: int = 8

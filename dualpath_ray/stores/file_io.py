@@ -2,7 +2,8 @@
 
 The ways, best first: NIXL with io_uring and with Linux AIO, direct; NIXL with io_uring, through the page cache; plain
 preadv/pwritev, direct and through the page cache. (Linux AIO is synchronous on files that are not direct, so it is not tried
-there.) `choose` tries each with real bytes in the store's own directory.
+there.) `choose` tries each with real bytes in the store's own directory. NIXL's backends for 3FS and for GPUDirect Storage are used only
+when they are named.
 """
 
 from __future__ import annotations
@@ -23,8 +24,19 @@ from dualpath_ray.transfer.memory import PAGE_BYTES, allocate
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["nixl-uring", "nixl-aio", "plain"]
+Engine = Literal["nixl-uring", "nixl-aio", "nixl-hf3fs", "nixl-gds", "plain"]
+Choice = Literal["auto", "nixl", "plain", "hf3fs", "gds"]
 WAYS: tuple[tuple[Engine, bool], ...] = (("nixl-uring", True), ("nixl-aio", True), ("nixl-uring", False), ("plain", True), ("plain", False))
+NAMED: dict[str, tuple[tuple[Engine, bool], ...]] = {  # only where they are asked for: they need a plug-in and a file system of their own
+    "hf3fs": (("nixl-hf3fs", False),),
+    "gds": (("nixl-gds", True), ("nixl-gds", False)),
+}
+BACKENDS: dict[Engine, tuple[str, dict[str, str]]] = {
+    "nixl-uring": ("POSIX", {"use_uring": "true"}),
+    "nixl-aio": ("POSIX", {"use_aio": "true"}),
+    "nixl-hf3fs": ("HF3FS", {}),
+    "nixl-gds": ("GDS", {}),
+}
 _names = itertools.count()
 
 
@@ -47,7 +59,7 @@ class FileIO:
         self._nixl: NixlFiles | None = None
         if engine != "plain":
             name = f"store-{os.getpid()}-{uuid.uuid4().hex[:8]}-{next(_names)}"
-            self._nixl = NixlFiles(name, "use_uring" if engine == "nixl-uring" else "use_aio")
+            self._nixl = NixlFiles(name, *BACKENDS[engine])
 
     @property
     def name(self) -> str:
@@ -120,17 +132,18 @@ class FileIO:
                 raise PieceError(index, error) from error
 
 
-def choose(folder: Path, engine: Literal["auto", "nixl", "plain"], direct: Literal["auto", "on", "off"]) -> FileIO:
+def choose(folder: Path, engine: Choice, direct: Literal["auto", "on", "off"]) -> FileIO:
     """The best way that works in `folder`, within what the settings allow. Raises StoreError, naming what was tried, if none does."""
     failures: list[str] = []
-    for candidate, is_direct in WAYS:
-        allowed = engine == "auto" or candidate.startswith(engine)
+    for candidate, is_direct in NAMED.get(engine, WAYS):
+        allowed = engine == "auto" or engine in NAMED or candidate.startswith(engine)
         if not allowed or direct == ("off" if is_direct else "on"):
             continue
         try:
             file_io = FileIO(candidate, is_direct)
         except StoreError as error:
-            failures.append(str(error))
+            if str(error) not in failures:
+                failures.append(str(error))
             continue
         try:
             _prove(file_io, folder / f".{uuid.uuid4().hex}.probe.tmp")

@@ -1,8 +1,8 @@
-"""File transfers by NIXL's POSIX backend: one agent, and the one thread that uses it.
+"""File transfers by one of NIXL's backends for files: one agent, and the one thread that uses it.
 
-What was measured with NIXL 1.5.1 and is relied on: a transfer makes progress only while it is posted or looked at, hence the polling;
-a transfer reports its own failure only when each of its other I/Os has landed or has been cancelled (tests pin this down);
-posting more than `ios_pool_size` I/Os at once breaks the backend for good, hence `MAX_PIECES`; registering a file costs 2-5 us.
+What was measured with the POSIX backend of NIXL 1.5.1 and is relied on: a transfer makes progress only while it is posted or looked
+at, hence the polling; a transfer reports its own failure only when each of its other I/Os has landed or has been cancelled (tests pin
+this down); posting more than `ios_pool_size` I/Os at once breaks the backend for good, hence `MAX_PIECES`; registering a file costs 2-5 us.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 MAX_PIECES = 32_768  # in flight, of the 65,536 that NIXL's queue holds
 POLL_SECONDS = 0.0001
-BACKEND = "POSIX"
 
 
 @dataclass(slots=True, eq=False)
@@ -50,12 +49,13 @@ class _Transfer:
 class NixlFiles:
     """Moves pieces of registered memory to and from registered files. All methods may be called from any thread.
 
-    `queue_kind` is "use_uring" or "use_aio". Raises StoreError when NIXL is missing or its backend cannot start.
+    `backend` is a NIXL plug-in for files (POSIX, HF3FS, GDS), `parameters` are its own. Raises StoreError when NIXL is missing or the
+    backend cannot start.
     """
 
-    def __init__(self, name: str, queue_kind: str) -> None:
+    def __init__(self, name: str, backend: str, parameters: Mapping[str, str]) -> None:
         self._name = name
-        self._queue_kind = queue_kind
+        self._backend, self._parameters = backend, dict(parameters)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Transfer] = deque()
         self._posted: list[_Transfer] = []
@@ -74,7 +74,7 @@ class NixlFiles:
         def register() -> None:
             try:
                 address = arena.ctypes.data
-                self._agent.register_memory([(address, arena.nbytes, 0, "")], "DRAM", [BACKEND])
+                self._agent.register_memory([(address, arena.nbytes, 0, "")], "DRAM", [self._backend])
                 self._arenas.append((address, address + arena.nbytes, arena))
                 done.set_result(None)
             except Exception as error:
@@ -95,7 +95,7 @@ class NixlFiles:
 
         def adopt() -> None:
             try:
-                files.registration = self._agent.register_memory([(0, file_bytes, fd, "") for fd in fds], "FILE", [BACKEND])
+                files.registration = self._agent.register_memory([(0, file_bytes, fd, "") for fd in fds], "FILE", [self._backend])
             except Exception as error:
                 log.warning("%s: NIXL cannot register %d files: %s", self._name, len(fds), error)
 
@@ -133,9 +133,14 @@ class NixlFiles:
     def _run(self, started: Future[None]) -> None:
         try:
             self._agent = nixl_api.make_agent(self._name)
-            self._agent.create_backend(BACKEND, {self._queue_kind: "true"})
+            self._agent.create_backend(self._backend, self._parameters)
         except Exception as error:
-            started.set_exception(StoreError(f"NIXL's POSIX backend ({self._queue_kind}) cannot start: {error or type(error).__name__}"))
+            how = f" ({', '.join(self._parameters)})" if self._parameters else ""
+            advice = (
+                "" if self._backend == "POSIX" else f"; is its plug-in libplugin_{self._backend}.so in NIXL_PLUGIN_DIR, and what it needs?"
+            )
+            why = str(error) or type(error).__name__
+            started.set_exception(StoreError(f"NIXL's {self._backend} backend{how} cannot start: {why}{advice}"))
             return
         started.set_result(None)
         while not (self._stopping and not self._waiting and not self._posted and self._inbox.empty()):
@@ -176,7 +181,7 @@ class NixlFiles:
                 raise ValueError(f"{count} pieces in one transfer; at most {MAX_PIECES} may be")
             agent = self._agent
             local, remote = agent.get_xfer_descs(memory, "DRAM"), agent.get_xfer_descs(files, "FILE")
-            transfer.handle = agent.initialize_xfer(transfer.operation, local, remote, self._name, backends=[BACKEND])
+            transfer.handle = agent.initialize_xfer(transfer.operation, local, remote, self._name, backends=[self._backend])
             agent.transfer(transfer.handle)
         except Exception as error:
             self._end(transfer, error)

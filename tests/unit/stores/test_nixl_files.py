@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from dualpath_ray.errors import ConfigError, StoreError
+from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
 from dualpath_ray.stores.file_io import choose
 from dualpath_ray.stores.nixl_files import MAX_PIECES, NixlFiles
 from dualpath_ray.stores.pieces import Piece
 from dualpath_ray.transfer import nixl_api
 from dualpath_ray.transfer.memory import allocate
+from tests.unit.stores.conftest import FINGERPRINT, PAGED
 
 MIB = 1 << 20
 
 
 @pytest.fixture(params=["use_uring", "use_aio"])
 def nixl(request: pytest.FixtureRequest) -> Iterator[NixlFiles]:
-    files = NixlFiles(f"test-{os.getpid()}-{request.node.name}", request.param)
+    files = NixlFiles(f"test-{os.getpid()}-{request.node.name}", "POSIX", {request.param: "true"})
     yield files
     files.close()
 
@@ -83,7 +85,14 @@ def test_no_nixl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nixl_api, "make_agent", missing)
     with pytest.raises(StoreError, match="NIXL is not installed"):
-        NixlFiles("test", "use_uring")
+        NixlFiles("test", "POSIX", {"use_uring": "true"})
     assert choose(tmp_path, "auto", "auto").name == "plain, direct"
     with pytest.raises(StoreError, match="NIXL is not installed"):
         choose(tmp_path, "nixl", "auto")
+
+
+@pytest.mark.parametrize("io", ["hf3fs", "gds"])
+def test_a_backend_without_its_plug_in_is_named_once(tmp_path: Path, io: str) -> None:
+    with pytest.raises(StoreError, match=rf"libplugin_{io.upper()}\.so") as failed:
+        DirectoryStore(tmp_path, PAGED, FINGERPRINT, DirectorySettings(io=io))  # type: ignore[arg-type]
+    assert str(failed.value).count("cannot start") == 1
