@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ LAYERS = 32
 HEAD_DIM = 64
 UNIT = LAYERS * 2 * HEAD_DIM * 2  # bytes of one token
 FINGERPRINT = "benchmark"
+REQUESTS, REQUEST_BLOCKS = 4, 16
 
 
 class Unchecked(BlockFormat):
@@ -94,6 +96,14 @@ def load(store: BlockStore, blocks: Sequence[BlockBuffer], layers: int) -> None:
             future.result()
     finally:
         reader.close()
+
+
+def load_requests(store: BlockStore, case: Case) -> None:
+    """As a busy gateway reads: a few requests at once, so that one's headers are read during another's data."""
+    size = max(1, min(REQUEST_BLOCKS, len(case.blocks) // REQUESTS))
+    requests = [case.blocks[start : start + size] for start in range(0, len(case.blocks), size)]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(lambda blocks: load(store, blocks, case.geometry.layers), requests))
 
 
 def latencies(load_one: Callable[[int], None], case: Case) -> list[float]:

@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.directory import DirectoryStore
-from load_tests.bench.blocks import FINGERPRINT, Case, load, make_case, ratio, save, scratch, timed
+from load_tests.bench.blocks import FINGERPRINT, Case, load_requests, make_case, ratio, save, scratch, timed
 from load_tests.bench.figures import median, show
 from load_tests.bench.store_directory import settings_for
 
@@ -54,7 +54,7 @@ LMCACHE = (
 )  # fmt: skip
 DISK = "lmcache.v1.storage_backend.local_disk_backend"
 PEERS = (
-    Peer("lmcache-disk", "peer_lmcache.py", LMCACHE, DISK, "local disk through the page cache, not synced, no checksums"),
+    Peer("lmcache-disk", "peer_lmcache.py", LMCACHE, DISK, "local disk through a cold page cache, not synced, no checksums"),
     Peer("lmcache-disk-direct", "peer_lmcache.py", LMCACHE, DISK, "local disk with O_DIRECT, not synced, no checksums", direct=True),
     Peer(
         "mooncake", "peer_mooncake.py", ("mooncake-transfer-engine-non-cuda==0.3.13.post1", "requests", "aiohttp", "msgpack"),
@@ -213,7 +213,7 @@ def _own_round(store: DirectoryStore, case: Case, ours: Times) -> None:
     case.arena[:] = case.wanted
     ours["save"].append(timed(lambda: save(store, case)))
     case.forget()
-    ours["load"].append(timed(lambda: load(store, case.blocks, case.geometry.layers)))
+    ours["load"].append(timed(lambda: load_requests(store, case)))
     case.check()
 
 

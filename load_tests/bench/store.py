@@ -38,6 +38,9 @@ NO_FIO = "fio is not installed, so vs_fio_read and vs_fio_write are missing (Deb
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--io", type=click.Choice(["auto", "nixl", "plain"]), default="auto", show_default=True)
 @click.option("--direct", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=store_directory.THREADS, show_default=True, help="Reading, and writing, threads."
+)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of rates by block size and depth.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def command(
@@ -51,6 +54,7 @@ def command(
     rounds: int,
     io: Literal["auto", "nixl", "plain"],
     direct: Literal["auto", "on", "off"],
+    threads: int,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -70,7 +74,8 @@ def command(
                 cases.append(store_s3.measure(case, store_s3.settings_for(case, service, bucket), rounds, tick))
                 continue
             with scratch(parent) as folder:
-                cases.append(store_directory.measure(case, store_directory.settings_for(case, io, direct), folder, rounds, tick))
+                options = store_directory.settings_for(case, io, direct, threads)
+                cases.append(store_directory.measure(case, options, folder, rounds, tick))
     beside = "plain" if kind == "s3" else "fio"
     document = {
         "store": kind,

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
-from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, percentile, rate, ratio, save, timed
+from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
 
+THREADS = 4
 ENGINES = {"nixl-uring": "io_uring", "nixl-aio": "libaio", "plain": "psync"}
 
 
@@ -26,11 +27,13 @@ def has_fio() -> bool:
     return shutil.which("fio") is not None
 
 
-def settings_for(case: Case, io: Literal["auto", "nixl", "plain"], direct: Literal["auto", "on", "off"]) -> DirectorySettings:
+def settings_for(
+    case: Case, io: Literal["auto", "nixl", "plain"], direct: Literal["auto", "on", "off"], threads: int = THREADS
+) -> DirectorySettings:
     """At most `case.depth` blocks under way."""
-    readers, writers = min(2, case.depth), min(2, case.depth)
-    batch = case.block_bytes * max(1, case.depth // readers)
-    return DirectorySettings(io=io, direct=direct, read_threads=readers, write_threads=writers, batch_bytes=batch)
+    threads = min(threads, case.depth)
+    batch = case.block_bytes * max(1, case.depth // threads)
+    return DirectorySettings(io=io, direct=direct, read_threads=threads, write_threads=threads, batch_bytes=batch)
 
 
 def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, tick: Callable[[], None]) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, 
         if not direct:
             drop_caches(folder)
         store.format = format
-        seconds.setdefault(name, []).append(timed(lambda: load(store, case.blocks, case.geometry.layers)))
+        seconds.setdefault(name, []).append(timed(lambda: load_requests(store, case)))
         case.check()
 
     def write() -> None:

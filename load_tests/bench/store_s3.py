@@ -21,7 +21,7 @@ import numpy as np
 
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.s3 import S3Settings, S3Store, connect, load_client
-from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, percentile, rate, ratio, save, timed
+from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
 from load_tests.testbed.storage_server import weed
 
 BUCKET = "kvcache"
@@ -63,7 +63,7 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
 
     def read(name: str, format: Any) -> None:
         store.format = format
-        note(name, lambda: load(store, case.blocks, case.geometry.layers), check=True)
+        note(name, lambda: load_requests(store, case), check=True)
 
     def write() -> None:
         for block in case.blocks:
