@@ -36,7 +36,7 @@ class Memory:
         rpc, http = free_port(), free_port()
         master = Path(str(mooncake.__path__[0])) / "mooncake_master"
         options = [f"--rpc_port={rpc}", "--enable_http_metadata_server=true", f"--http_metadata_server_port={http}", "--metrics_port=0"]
-        options += ["--http_metadata_server_host=127.0.0.1", "--default_kv_lease_ttl=0"]
+        options += ["--http_metadata_server_host=127.0.0.1"]
         log = open(Path(folder) / "master.log", "wb")  # noqa: SIM115  # the child's for as long as it lives
         self.master = subprocess.Popen([str(master), *options], stdout=log, stderr=log, cwd=folder)
         self._size, self._count, self._round = block_bytes, count, 0
@@ -46,7 +46,7 @@ class Memory:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         self._store = MooncakeDistributedStore()
         end = time.monotonic() + START_TIMEOUT_S
-        segment = max(3 * total, 64 << 20)
+        segment = max(8 * total, 64 << 20)
         while True:
             code = self._store.setup("127.0.0.1", f"http://127.0.0.1:{http}/metadata", segment, 64 << 20, "tcp", "", f"127.0.0.1:{rpc}")
             if code == 0:
@@ -62,10 +62,7 @@ class Memory:
         return keys, [self._address + number * self._size for number in range(self._count)], [self._size] * self._count
 
     def save(self) -> float:
-        if self._round:
-            for number in range(self._count):
-                self._store.remove(f"r{self._round}-{number}")
-        self._round += 1
+        self._round += 1  # the store evicts earlier rounds by itself; it removes nothing that was read in the last seconds
         self._buffer[:] = self._wanted
         keys, places, sizes = self._where()
         start = time.perf_counter()
