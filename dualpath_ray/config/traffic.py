@@ -93,8 +93,9 @@ class TrafficSettings(Section):
     def _kv_is_apart(self) -> Self:
         for kv in KV_CLASSES:
             for other in (TrafficClass.MODEL, TrafficClass.CONTROL):
-                for mark in ("sl", "dscp"):
-                    if getattr(self.of(kv), mark) == getattr(self.of(other), mark):
+                ours, theirs = self.of(kv).marking, self.of(other).marking
+                for mark in ("sl", "dscp", "priority"):
+                    if getattr(ours, mark) == getattr(theirs, mark):
                         raise ValueError(f"{kv} and {other} have the same {mark}: KV would compete with it as an equal; give them two")
         return self
 
