@@ -29,12 +29,10 @@ from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError, DualPathError
 from dualpath_ray.models.resolve import resolve_model
-from dualpath_ray.transfer.nixl_api import set_environment_defaults
 
 log = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 100 << 20  # control messages only
-SAME_MACHINE_TLS = "sysv,cma,tcp,self"  # UCX: shared memory for messages, cross-memory attach for data; measured best on one machine
 LOCAL_START_ATTEMPTS = 2
 MAX_CONCURRENT_CALLS = 4096  # of one actor; bounds of its own refuse long before
 
@@ -179,11 +177,9 @@ class Cluster:
                 raise ConfigError(f"{name} could not start: {str(error).strip().splitlines()[-1]}") from error
 
     def _environment(self) -> dict[str, str]:
-        """Environment of every actor: what UCX, NIXL and OpenMP read when they are loaded."""
-        set_environment_defaults()
-        variables = {name: os.environ[name] for name in ("UCX_MODULES", "NIXL_LOG_LEVEL", "UCX_LOG_LEVEL")}
-        if self.settings.transfer.tls is None and self.settings.cluster.placement == "logical":
-            variables["UCX_TLS"] = SAME_MACHINE_TLS
+        """Environment of every actor: what UCX, NIXL and OpenMP read when they are loaded. What depends on the machine that an actor comes
+        to lie on it finds out itself (engine_process.prepare_transfers)."""
+        variables = {name: os.environ[name] for name in ("UCX_MODULES", "NIXL_LOG_LEVEL", "UCX_LOG_LEVEL") if name in os.environ}
         if self.settings.model.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.settings.model.threads)
         return variables | self.settings.transfer.environment()

@@ -15,6 +15,7 @@ from dualpath_ray.config import Settings
 from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
+from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import EngineLoad
 
 
@@ -49,7 +50,7 @@ class DecodeActor(ClusterProcess):
             PagedPool(geometry, blocks, device),
             RayDirectory(self._calls),
             DecodeServiceSettings(settings.decode.max_requests, settings.decode.max_batch, hedge=_hedge(settings)),
-            endpoint_settings(settings),
+            endpoint_settings(settings, self._transports, TrafficClass.KV_READ, TrafficClass.KV_WRITE),
         )
         await self._service.start()
         self._reports = self._reporter(self._service.endpoint.info, lambda: frozenset(self._active))

@@ -19,11 +19,14 @@ from dualpath_ray.engine.fingerprint import model_fingerprint
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.residency import ResidencyChanges
 from dualpath_ray.models.shape import read_shape
+from dualpath_ray.rdma.sysfs import read_machine
 from dualpath_ray.telemetry import logs, tracing
 from dualpath_ray.telemetry.metrics import Metrics
+from dualpath_ray.traffic.classes import TrafficClass
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import PeerInfo
+from dualpath_ray.transfer.transports import Transports, choose_transports, own_accelerator
 from policies.vocabulary import EngineLoad, NodeLoad, Role
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class ClusterProcess:
         logs.setup(settings.telemetry, service, identity.engine_id)
         tracing.setup(settings.telemetry, service, identity.engine_id)
         self._settings, self._identity = settings, identity
+        self._transports = prepare_transfers(settings)
         self._facts = facts_of(settings, identity)
         self._metrics = Metrics()
         self._calls = ActorCalls(identity.namespace)
@@ -122,8 +126,19 @@ def facts_of(settings: Settings, identity: Identity) -> ModelFacts:
     return ModelFacts(model_fingerprint(shape.path, settings.model.dtype), geometry, context, identity.model_path, settings.model.name)
 
 
-def endpoint_settings(settings: Settings) -> EndpointSettings:
-    transfer = settings.transfer
+def prepare_transfers(settings: Settings) -> Transports:
+    """Choose this process's transports and tell UCX, which reads its environment when NIXL loads it. Raises ConfigError."""
+    machine = read_machine()
+    same_machine = settings.cluster.placement == "logical"
+    transports = choose_transports(settings.transfer, machine, same_machine, own_accelerator(machine, os.environ), os.environ)
+    os.environ.update(transports.environment())
+    log.info("transfers by %s on %s", ",".join(transports.tls), ",".join(transports.ports) or "any device")
+    return transports
+
+
+def endpoint_settings(settings: Settings, transports: Transports, *classes: TrafficClass) -> EndpointSettings:
+    """For a process that pushes in these classes."""
+    transfer, traffic = settings.transfer, settings.traffic
     return EndpointSettings(
         transfer.progress_thread_delay_us,
         transfer.busy_poll_s,
@@ -131,6 +146,8 @@ def endpoint_settings(settings: Settings) -> EndpointSettings:
         transfer.linger_s,
         transfer.push_timeout_s,
         int(transfer.max_post_bytes),
+        {each: traffic.of(each).marking for each in classes} if traffic.enabled else {},
+        transports.ports if transports.rdma else None,
     )
 
 

@@ -14,6 +14,7 @@ from dualpath_ray.kv.staging import slot_bytes
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
+from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import NodeLoad
 
 SMOOTHING = 0.3  # weight of the newest bandwidth sample
@@ -38,7 +39,8 @@ class StorageGatewayActor(ClusterProcess):
         options = GatewaySettings(
             resident_share=settings.staging.resident_share, huge_pages=settings.staging.huge_pages, layer_groups=store.layer_groups()
         )
-        gateway = Gateway(self._identity.node_id, geometry, store, slots, options, endpoint_settings(settings))
+        transfers = endpoint_settings(settings, self._transports, TrafficClass.KV_READ)
+        gateway = Gateway(self._identity.node_id, geometry, store, slots, options, transfers)
         residency = ResidencyChanges()
         reporter = self._reporter(gateway.endpoint.info, scan=gateway.scan, residency=residency)
         gateway.staging.residents.on_change = residency.note

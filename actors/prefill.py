@@ -10,6 +10,7 @@ from typing import Any
 from actors.engine_process import ClusterProcess, device_of, endpoint_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.traffic.classes import TrafficClass
 from policies.batch_quota import AttentionTimeModel, plan_batch
 from policies.vocabulary import EngineLoad
 
@@ -53,7 +54,7 @@ class PrefillActor(ClusterProcess):
             window,
             functools.partial(batch_policy, settings),
             PrefillServiceSettings(settings.prefill.max_requests, layerwise=settings.prefill.layerwise),
-            endpoint_settings(settings),
+            endpoint_settings(settings, self._transports, TrafficClass.KV_READ),
         )
         await self._service.start()
         self._reports = self._reporter(self._service.endpoint.info)

@@ -13,13 +13,25 @@ class TransferSettings(Section):
     """The `transfer` section."""
 
     backend: Literal["UCX"] = Field(default="UCX", description="NIXL backend for transfers between processes.")
+    fabric: Literal["auto", "rdma", "tcp"] = Field(
+        default="auto",
+        description="auto: shared memory if all nodes are on one machine, else RDMA on machines with an active port, else TCP; "
+        "rdma: RDMA, or the process refuses to start; tcp: never RDMA.",
+    )
+    local_copies: Literal["memory", "cnic"] = Field(
+        default="memory",
+        description="How KV moves between processes of one machine when the fabric is RDMA. memory: shared memory and copy engines; "
+        "cnic: looped through the compute NIC, in KV's traffic class, so that it cannot get in the way of collectives on the PCIe bus.",
+    )
     tls: str | None = Field(
         default=None,
         description="UCX transports (UCX_TLS), e.g. sysv,cma,tcp,self on one machine, tcp between hosts, rc,cuda,self with RDMA; "
-        "default: UCX's choice.",
+        "default: as fabric says.",
     )
     net_devices: str | None = Field(
-        default=None, description="Network devices UCX may use (UCX_NET_DEVICES), e.g. eth1 or mlx5_0:1; default: all."
+        default=None,
+        description="Network devices UCX may use (UCX_NET_DEVICES), e.g. eth1 or mlx5_0:1; default: with RDMA the compute NIC "
+        "nearest to the GPU, else all.",
     )
     error_handling: Literal["peer", "none"] = Field(
         default="peer", description="peer: the death of a peer is reported; none: it is not, but any shared-memory transport may be used."

@@ -22,10 +22,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dualpath_ray.errors import DualPathError, StaleEpochError, TransferError
-from dualpath_ray.transfer import messages, nixl_api
+from dualpath_ray.errors import ConfigError, DualPathError, StaleEpochError, TransferError
+from dualpath_ray.rdma.readiness import MemoryLimit, rdma_problems
+from dualpath_ray.rdma.sysfs import read_machine
+from dualpath_ray.traffic.classes import TrafficClass
+from dualpath_ray.transfer import messages
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings, EndpointStats
-from dualpath_ray.transfer.links import Links
+from dualpath_ray.transfer.lanes import Lanes
 from dualpath_ray.transfer.memory import PeerInfo, Region
 from dualpath_ray.transfer.messages import Message, Quiesce, WriterDone
 from dualpath_ray.transfer.push import Push
@@ -63,12 +66,15 @@ class Endpoint:
         self._busy_since = 0.0
         self._started: threading.Event = threading.Event()
         self._failure: BaseException | None = None
-        self._links: Links
+        self._lanes: Lanes
+        self._lease_classes: dict[tuple[str, int], TrafficClass] = {}  # what we pushed in, under leases that we have not closed
         self._pushes: PushQueue
         self.info: PeerInfo
         self._thread = threading.Thread(target=self._main, args=(engine_id,), name=f"endpoint-{engine_id}", daemon=True)
         self._thread.start()
         self._started.wait()
+        if isinstance(self._failure, ConfigError):
+            raise self._failure
         if self._failure is not None:
             raise TransferError(f"NIXL agent of {engine_id} could not start: {self._failure}") from self._failure
 
@@ -80,17 +86,17 @@ class Endpoint:
 
     def connect(self, peer: PeerInfo) -> None:
         """Make `peer` known. Cheap when it is already. A peer that has been forgotten stays so."""
-        if not self._links.knows(peer.agent):
-            self.call(lambda: self._links.connect(peer))
+        if not self._lanes.knows(peer.agent):
+            self.call(lambda: self._lanes.connect(peer))
 
     def forget(self, agent: str) -> None:
         """A peer is known to be dead: drop what belongs to it. Its name is never used again, so this is for ever."""
-        self._links.bury(agent)
-        self.call(lambda: self._links.disconnect(agent))
+        self._lanes.bury(agent)
+        self.call(lambda: self._disconnect(agent))
 
     def is_dead(self, agent: str) -> bool:
         """Whether `agent` has been forgotten: work that names it came too late."""
-        return self._links.is_dead(agent)
+        return self._lanes.first.is_dead(agent)
 
     def push(self, push: Push) -> None:
         self.call(lambda: self._enqueue(push))
@@ -134,10 +140,10 @@ class Endpoint:
 
     def _main(self, engine_id: str) -> None:
         try:
-            delay = self.settings.progress_thread_delay_us
-            self._agent = nixl_api.make_agent(self.agent_name, progress_thread_delay_us=delay, backends=("UCX",))
-            self._links = Links(self._agent, self.agent_name, self._regions.values())
-            self._pushes = PushQueue(self._links, self._regions, self.settings, self.stats, self._push_ended)
+            self._check_rdma()
+            self._lanes = Lanes(self.agent_name, self._regions.values(), self.settings)
+            self._agent = self._lanes.first.agent
+            self._pushes = PushQueue(self._lanes, self._regions, self.settings, self.stats, self._push_ended)
             self.info = PeerInfo(engine_id, self.agent_name, self._agent.get_agent_metadata(), tuple(self._regions.values()))
         except BaseException as error:
             self._failure = error
@@ -152,6 +158,16 @@ class Endpoint:
             else:
                 self._wake.wait(self._pause())
         self._shut_down()
+
+    def _check_rdma(self) -> None:
+        """UCX would not say why it cannot use RDMA."""
+        ports = self.settings.rdma_ports
+        if ports is None:
+            return
+        nbytes = sum(region.nbytes for region in self._regions.values() if region.kind == "DRAM")
+        problems = rdma_problems(read_machine(), ports, nbytes, MemoryLimit.of_this_process())
+        if problems:
+            raise ConfigError("RDMA cannot be used: " + "; ".join(str(problem) for problem in problems))
 
     def _pause(self) -> float:
         recent = time.monotonic() - self._last_event < self.settings.linger_s
@@ -189,9 +205,15 @@ class Endpoint:
                 self._guard(handler, sender, message)
         return count
 
-    def _send(self, agent: str, message: Message) -> None:
+    def _disconnect(self, agent: str) -> None:
+        self._lanes.disconnect(agent)
+        for key in [key for key in self._lease_classes if key[0] == agent]:
+            del self._lease_classes[key]
+
+    def _send(self, agent: str, message: Message, traffic: TrafficClass = TrafficClass.KV_READ) -> None:
+        """Messages that follow data must leave by the agent that pushed it: what two agents send may arrive in any order."""
         try:
-            self._agent.send_notif(agent, messages.encode(message))
+            self._lanes.of(traffic).agent.send_notif(agent, messages.encode(message))
             self.stats.messages_sent += 1
         except Exception as error:
             level = logging.DEBUG if self._stopping else logging.WARNING
@@ -205,6 +227,7 @@ class Endpoint:
             return
         if push.lease is not None:
             self._lease_pushes[push.peer, push.lease] += 1
+            self._lease_classes[push.peer, push.lease] = push.traffic
         if not self._outstanding:
             self._busy_since = time.monotonic()
         self._outstanding += 1
@@ -227,7 +250,7 @@ class Endpoint:
         if push.error is None:
             self.stats.pushes[push.kind] += 1
             if push.message is not None and not push.attached:
-                self._send(push.peer, push.message)
+                self._send(push.peer, push.message, push.traffic)
             self.stats.messages_sent += push.attached and push.message is not None
         else:
             self.stats.failed_pushes += 1
@@ -242,7 +265,7 @@ class Endpoint:
     # ---- leases of others that we write under
 
     def _on_quiesce(self, sender: str, message: Quiesce) -> None:
-        self._links.meet(sender, message.metadata)
+        self._lanes.first.meet(sender, message.metadata)
         closed = self._closed_leases.get((sender, message.lease))
         if closed is not None:
             closed.acknowledged = False  # the acknowledgement may have been lost: say it again
@@ -260,12 +283,12 @@ class Endpoint:
         closed = self._closed_leases.get(key)
         if closed is not None and not closed.acknowledged and key not in self._lease_pushes:
             closed.acknowledged = True
-            self._send(key[0], WriterDone(key[1], closed.error))
+            self._send(key[0], WriterDone(key[1], closed.error), self._lease_classes.pop(key, TrafficClass.KV_READ))
 
     def _shut_down(self) -> None:
         self._run_commands()
         self._pushes.abandon(TransferError("the endpoint is closing"))
-        self._links.close()
+        self._lanes.close()
         del self._agent
         self._ended = True
         self._run_commands()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dualpath_ray.traffic.classes import Marking, TrafficClass
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
@@ -16,6 +18,8 @@ class EndpointSettings:
     linger_s: float = 0.02
     push_timeout_s: float = 30.0
     max_post_bytes: int = 8 << 20  # longer pushes go out in pieces, so that urgent ones need not wait behind them
+    traffic: dict[TrafficClass, Marking] = field(default_factory=dict)  # classes that this process pushes in; empty: nothing is marked
+    rdma_ports: tuple[str, ...] | None = None  # RDMA or nothing: over these ports (empty: any); None: whatever UCX finds
 
 
 @dataclass(slots=True)

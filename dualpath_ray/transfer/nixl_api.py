@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,13 +44,20 @@ def load() -> ModuleType:
     raise ConfigError("NIXL is not installed: pip install nixl-cu12 (or nixl-cu13 on a CUDA 13 machine)")
 
 
-def make_agent(name: str, *, progress_thread_delay_us: int | None = None, backends: tuple[str, ...] = ()) -> Any:
+def make_agent(
+    name: str, *, progress_thread_delay_us: int | None = None, backends: tuple[str, ...] = (), ucx: Mapping[str, str] | None = None
+) -> Any:
     """A NIXL agent that must be used by one thread only (no locking inside).
 
     `progress_thread_delay_us` is how long the agent's progress thread sleeps in poll() when nothing arrives; None starts no
     such thread. An agent that peers write to needs one. NIXL's Python API fixes the delay at 0, a busy loop that burns a
-    core, so the value is put in while the agent's configuration is being built.
+    core, so the value is put in while the agent's configuration is being built. `ucx`: UCX settings (without UCX_) of this agent alone; the
+    process's environment goes before them.
     """
+    if ucx:
+        agent = make_agent(name, progress_thread_delay_us=progress_thread_delay_us, backends=tuple(b for b in backends if b != "UCX"))
+        agent.create_backend("UCX", {"engine_config": ",".join(f"{key}={value}" for key, value in ucx.items())})
+        return agent
     api = load()
     config = api.nixl_agent_config(enable_prog_thread=progress_thread_delay_us is not None, backends=list(backends))
     if progress_thread_delay_us is None:

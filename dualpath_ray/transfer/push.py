@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dualpath_ray.errors import DualPathError
+from dualpath_ray.traffic.classes import TrafficClass
 from dualpath_ray.transfer.messages import Message
 
 Blocks = npt.NDArray[np.int32]
@@ -41,6 +42,10 @@ class Push:
     attached: bool = field(default=False, init=False)  # NIXL sends `message` itself, behind the one piece
     error: DualPathError | None = field(default=None, init=False)
     deadline: float = field(default=0.0, init=False)
+
+    @property
+    def traffic(self) -> TrafficClass:
+        return TrafficClass.KV_WRITE if self.priority == PRIORITY_PERSIST else TrafficClass.KV_READ
 
     @property
     def kind(self) -> str:

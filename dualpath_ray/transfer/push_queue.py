@@ -13,6 +13,7 @@ from typing import Any
 from dualpath_ray.errors import DualPathError, TransferError
 from dualpath_ray.transfer import messages
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings, EndpointStats
+from dualpath_ray.transfer.lanes import Lanes
 from dualpath_ray.transfer.links import Links
 from dualpath_ray.transfer.memory import Region
 from dualpath_ray.transfer.push import Blocks, Push
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True, eq=False)
 class _Posted:
     push: Push
+    links: Links
     handle: Any
     nbytes: int
 
@@ -32,13 +34,13 @@ class PushQueue:
 
     def __init__(
         self,
-        links: Links,
+        lanes: Lanes,
         regions: Mapping[str, Region],
         settings: EndpointSettings,
         stats: EndpointStats,
         on_end: Callable[[Push], None],
     ) -> None:
-        self._links, self._regions = links, regions
+        self._lanes, self._regions = lanes, regions
         self._settings, self._stats, self._on_end = settings, stats, on_end
         self._waiting: list[tuple[int, int, Push, Blocks, Blocks]] = []  # heap of pieces by (priority, arrival)
         self._arrival = itertools.count()
@@ -77,26 +79,25 @@ class PushQueue:
             self._piece_ended(push, push.error)
             return 1
         start = time.perf_counter()
+        links = self._lanes.of(push.traffic)
         handle = None
         try:
             if push.before is not None:
                 push.before()
                 push.before = None
                 start = time.perf_counter()
-            remote = self._links.remote(push.peer, push.remote)
+            remote = links.remote(push.peer, push.remote)
             notice = messages.encode(push.message) if push.attached and push.message is not None else b""
-            handle = self._links.agent.make_prepped_xfer(
-                "WRITE", self._links.local(push.local), local_blocks, remote, remote_blocks, notice
-            )
-            state = self._links.agent.transfer(handle)
+            handle = links.agent.make_prepped_xfer("WRITE", links.local(push.local), local_blocks, remote, remote_blocks, notice)
+            state = links.agent.transfer(handle)
         except Exception as error:
             if handle is not None:
-                self._links.release(handle)
-            self._piece_ended(push, self._links.failed(push.peer, error))
+                links.release(handle)
+            self._piece_ended(push, links.failed(push.peer, error))
             return 1
         finally:
             self._stats.push_seconds += time.perf_counter() - start
-        posted = _Posted(push, handle, len(local_blocks) * self._regions[push.local].block_bytes)
+        posted = _Posted(push, links, handle, len(local_blocks) * self._regions[push.local].block_bytes)
         if state == "DONE":
             self._piece_landed(posted)
         else:
@@ -108,18 +109,18 @@ class PushQueue:
         ended = 0
         now = time.monotonic() if self._posted else 0.0
         for posted in list(self._posted):
-            if self._links.is_dead(posted.push.peer):
+            if posted.links.is_dead(posted.push.peer):
                 self._posted.remove(posted)
-                self._links.release(posted.handle)
+                posted.links.release(posted.handle)
                 self._piece_ended(posted.push, TransferError(f"{posted.push.peer} died"))
                 ended += 1
                 continue
             try:
-                state = self._links.agent.check_xfer_state(posted.handle)
+                state = posted.links.agent.check_xfer_state(posted.handle)
             except Exception as error:
                 self._posted.remove(posted)
-                self._links.release(posted.handle)
-                self._piece_ended(posted.push, self._links.failed(posted.push.peer, error))
+                posted.links.release(posted.handle)
+                self._piece_ended(posted.push, posted.links.failed(posted.push.peer, error))
                 ended += 1
                 continue
             if state == "DONE":
@@ -137,7 +138,7 @@ class PushQueue:
         for _, _, push, _, _ in self._waiting:
             self._piece_ended(push, error)
         for posted in self._posted:
-            self._links.release(posted.handle)
+            posted.links.release(posted.handle)
             self._piece_ended(posted.push, error)
         self._waiting.clear()
         self._posted.clear()
@@ -146,7 +147,8 @@ class PushQueue:
         return TransferError(f"a push to {push.peer} did not end within {self._settings.push_timeout_s} s")
 
     def _piece_landed(self, posted: _Posted) -> None:
-        self._links.release(posted.handle)
+        posted.links.release(posted.handle)
+        self._lanes.landed(posted.push.traffic, posted.push.peer)
         self._stats.pushed_bytes[posted.push.kind] += posted.nbytes
         self._piece_ended(posted.push, None)
 

@@ -76,7 +76,7 @@ def test_pushes_to_a_killed_peer_fail_and_its_next_incarnation_works() -> None:
         a.endpoint.forget(old.info.agent)
         assert_all_arrives(a, new, 3)
         assert a.endpoint._pushes.empty and not a.endpoint._lease_pushes
-        assert {agent for agent, _ in a.endpoint._links._remote} == {new.info.agent}
+        assert {agent for agent, _ in a.endpoint._lanes.first._remote} == {new.info.agent}
 
 
 def test_a_peer_known_to_be_dead_stays_so() -> None:
@@ -87,7 +87,7 @@ def test_a_peer_known_to_be_dead_stays_so() -> None:
         assert a.endpoint.is_dead(b.name) and not b.endpoint.is_dead(a.name)
         a.endpoint.connect(b.endpoint.info)
         assert isinstance(a.push(b.name, [0], [0]).result(WAIT_S), TransferError)
-        assert not a.endpoint._links._peers and not a.endpoint._links._remote
+        assert not a.endpoint._lanes.first._peers and not a.endpoint._lanes.first._remote
 
 
 def test_a_peer_may_be_forgotten_while_pushes_to_it_are_under_way() -> None:
