@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS ?= 1
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test lint format docs lock clean
+.PHONY: env demo test test-rdma lint format docs lock clean
 
 env: $(STAMP)
 
@@ -24,6 +24,12 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest $(ARGS)
+
+# RDMA in a virtual machine with soft-RoCE devices (qemu-system-x86 and Debian or Ubuntu): minutes, within a limit of 15.
+test-rdma: export DUALPATH_TEST_VM := 1
+test-rdma: export OMP_NUM_THREADS ?= 1
+test-rdma: env
+	$(BIN)/python -m pytest -rs -v tests/rdma $(ARGS)
 
 lint: env
 	$(BIN)/ruff format --check $(SOURCES)
