@@ -15,7 +15,7 @@ class TransferSettings(Section):
     backend: Literal["UCX"] = Field(default="UCX", description="NIXL backend for transfers between processes.")
     fabric: Literal["auto", "rdma", "tcp"] = Field(
         default="auto",
-        description="auto: shared memory if all nodes are on one machine, else RDMA on machines with an active port, else TCP; "
+        description="auto: RDMA on machines with an active port, unless all nodes are on this one, else TCP; "
         "rdma: RDMA, or the process refuses to start; tcp: never RDMA.",
     )
     local_copies: Literal["memory", "cnic"] = Field(

@@ -15,8 +15,7 @@ from dualpath_ray.errors import ConfigError
 from dualpath_ray.rdma.device import Machine
 from dualpath_ray.rdma.pairing import plan_nics
 
-SAME_MACHINE = ("sysv", "cma", "tcp")
-SHARED_MEMORY = ("sysv", "cma")
+SHARED_MEMORY = ("sysv", "cma")  # messages through shared memory, data by cross-memory attach; measured best on one machine
 RDMA_TRANSPORTS = ("rc", "dc", "ud", "ib", "rc_verbs", "rc_mlx5", "rc_v", "rc_x", "dc_mlx5", "dc_x", "ud_verbs", "ud_mlx5", "ud_v", "ud_x")
 GPU_TRANSPORTS = {"NVIDIA": "cuda", "AMD": "rocm"}
 
@@ -66,7 +65,7 @@ def choose_transports(
     gpus = tuple(sorted({GPU_TRANSPORTS[each.vendor] for each in machine.accelerators}))
     rdma = settings.fabric == "rdma" or (settings.fabric == "auto" and bool(machine.active_ports) and not same_machine)
     if not rdma:
-        return Transports((*(SAME_MACHINE if same_machine else ("tcp",)), *gpus, "self"), ports, False)
+        return Transports((*SHARED_MEMORY, "tcp", *gpus, "self"), ports, False)
     local = () if settings.local_copies == "cnic" else SHARED_MEMORY
     return Transports(("rc", *local, *gpus, "self"), ports or _compute_ports(machine, accelerator), True)
 

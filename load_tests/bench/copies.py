@@ -25,7 +25,7 @@ from dualpath_ray.rdma.sysfs import read_machine
 from dualpath_ray.traffic.classes import Marking
 from dualpath_ray.transfer.memory import allocate
 from dualpath_ray.transfer.nixl_api import make_agent
-from dualpath_ray.transfer.transports import SAME_MACHINE
+from dualpath_ray.transfer.transports import SHARED_MEMORY
 from load_tests.bench.figures import median, show
 from load_tests.experiments.plots import figure
 
@@ -220,7 +220,7 @@ def draw(results: dict[str, list[dict[str, float]]], nbytes: int, path: Path) ->
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def command(nbytes: int, rounds: int, plot: Path | None, as_json: bool) -> None:
     """Submission cost per copy for 1 to 1024 small copies: memcpy, NIXL, RDMA loop-back, CUDA."""
-    os.environ.setdefault("UCX_TLS", ",".join((*SAME_MACHINE, "self")))
+    os.environ.setdefault("UCX_TLS", ",".join((*SHARED_MEMORY, "tcp", "self")))
     os.environ.setdefault("UCX_SYSV_ERROR_HANDLING", "y")
     memory = Memory(nbytes)
     ways = [memcpy(memory), nixl(memory), *loopback(memory), *cuda(memory)]

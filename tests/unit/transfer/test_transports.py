@@ -30,8 +30,9 @@ def choose(
 
 
 def test_without_rdma_it_is_tcp_or_shared_memory() -> None:
-    assert choose(NOTHING) == Transports(("tcp", "self"), (), False)
-    assert choose(NOTHING, same_machine=True).environment() == {"UCX_TLS": "sysv,cma,tcp,self"}
+    for same_machine in (False, True):  # an engine and its gateway are on one machine in any case
+        assert choose(NOTHING, same_machine=same_machine) == Transports(("sysv", "cma", "tcp", "self"), (), False)
+        assert choose(NOTHING, same_machine=same_machine).environment() == {"UCX_TLS": "sysv,cma,tcp,self"}
 
 
 def test_with_rdma_a_gpu_gets_its_own_card_and_no_tcp(dgx: Machine) -> None:
@@ -53,7 +54,7 @@ def test_all_on_one_machine_needs_no_rdma_unless_it_is_asked_for(dgx: Machine) -
 
 
 def test_tcp_can_be_had_where_there_is_rdma(dgx: Machine) -> None:
-    assert choose(dgx, fabric="tcp").tls == ("tcp", "cuda", "self")
+    assert choose(dgx, fabric="tcp").tls == ("sysv", "cma", "tcp", "cuda", "self")
 
 
 def test_what_is_set_wins(dgx: Machine) -> None:
@@ -72,7 +73,7 @@ def test_an_efa_device_is_no_reason_to_choose_rdma(tmp_path: Path) -> None:
     tree = SysfsTree(tmp_path / "sys")
     tree.infiniband("rdmap0s6", "pci0000:00/0000:00:06.0", 0)
     (tree.root / "class/infiniband/rdmap0s6/ports/1/link_layer").write_text("Unspecified\n", encoding="ascii")
-    assert choose(read_machine(tree.root)).tls == ("tcp", "self")
+    assert choose(read_machine(tree.root)).tls == ("sysv", "cma", "tcp", "self")
 
 
 @pytest.mark.parametrize("tls", ["rc,tcp,self", "tcp", "all"])
