@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,17 @@ async def test_equal_names_are_an_error(service: OpenAIService, cluster: Emulate
     results = await run(service, [line("a"), line("a"), b"{\n", b"{\n"])
     assert sorted(str((result["error"] or {}).get("code")) for result in results) == ["None", "duplicate_custom_id", *["invalid_json"] * 2]
     assert len(cluster.requests) == 1
+
+
+def test_a_finished_line_costs_little_memory() -> None:
+    count = 20_000
+    tracemalloc.start()
+    finished = FinishedLines()
+    for index in range(count):
+        finished.add(f"{index}-" + "x" * 200)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(finished) == count and held / count < 150
 
 
 def test_a_file_of_something_else_is_not_taken_for_results(tmp_path: Path) -> None:
