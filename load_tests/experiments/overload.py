@@ -18,6 +18,7 @@ from load_tests.experiments.experiment import Result, Say, Setup
 from load_tests.experiments.measure import Load, Run
 from load_tests.experiments.modes import MODES, Mode
 from load_tests.experiments.workload import Workload
+from load_tests.replay.records import TurnRecord
 
 CALM, TOO_MUCH = 0.8, 2.0
 DEADLINE_S = 8.0
@@ -26,11 +27,14 @@ SETUP = Setup(modes=("basic", "split"), workload=Workload(agents=40, turns=1, co
 QUICK = replace(SETUP, modes=("split",), workload=Workload(agents=30, turns=1, context=384, stored=10, seed=4))
 
 
+def in_time(record: TurnRecord) -> bool:
+    return not record.error and record.finished - record.started <= DEADLINE_S
+
+
 class OverloadResult(Result):
     def goodput(self, run: Run) -> float:
-        """Answers within the deadline per second of arrivals: from the first request to the last one's arrival."""
-        arrived = max(record.started for record in run.records) - run.replay.started
-        return sum(not record.error for record in run.records) / max(arrived, 1e-9)
+        """Answers within the deadline per second, from the start to the end of the last request."""
+        return sum(map(in_time, run.records)) / run.replay.jct_s
 
     def pairs(self) -> dict[str, tuple[Run, Run]]:
         """Calm and overloaded run of each mode."""
@@ -45,7 +49,7 @@ class OverloadResult(Result):
             "modes": {
                 mode: {
                     "goodput_per_s": {run.load: self.goodput(run) for run in pair},
-                    "goodput_ratio": self.goodput(pair[1]) / self.goodput(pair[0]),
+                    "goodput_ratio": self.goodput(pair[1]) / max(self.goodput(pair[0]), 1e-9),
                     "errors": dict(collections.Counter(record.error.partition(":")[0] for record in pair[1].records if record.error)),
                     "slowest_end_s": max(record.finished - record.started for record in pair[1].records),
                 }
@@ -74,7 +78,7 @@ class OverloadResult(Result):
             axes = grid[0, 0]
             for mode, pair in self.pairs().items():
                 for run, style in zip(pair, (":", "-"), strict=True):
-                    ends = np.sort([record.finished - run.replay.started for record in run.records if not record.error])
+                    ends = np.sort([record.finished - run.replay.started for record in run.records if in_time(record)])
                     name = f"{label(mode)}, {run.load} of capacity"
                     axes.plot(ends, np.arange(1, len(ends) + 1), style, color=COLOURS.get(mode), label=name)
             axes.set_xlabel("seconds since the first arrival")

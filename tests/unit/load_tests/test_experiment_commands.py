@@ -37,7 +37,7 @@ class GivenBench:
         for load in self.loads if loads is None else loads:
             refused = failures and load.name == "200%"
             records = [
-                turn(agent, agent / 2, 10 * load.agents_per_s + 1, "OverloadedError: full" if refused and agent % 2 else "")
+                turn(agent, agent / 2, load.agents_per_s + 1, "OverloadedError: full" if refused and agent % 2 else "")
                 for agent in range(8)
             ]
             runs.append(run(shape, name, jct, load=load.name, records=records, agents_per_s=load.agents_per_s))
@@ -143,10 +143,11 @@ def test_capacity_is_where_ttft_crosses_the_slo() -> None:
     assert result.over_basic()["1P1D"]["split"] == pytest.approx(2.0)
 
 
-def test_goodput_counts_answers_only() -> None:
+def test_goodput_counts_answers_in_time_only() -> None:
     records = [turn(agent, agent, 1.0, "OverloadedError: full" if agent % 2 else "") for agent in range(5)]
+    records.append(turn(5, 0.0, overload.DEADLINE_S))
     result = overload.OverloadResult("overload", overload.SETUP)
-    assert result.goodput(run("1P1D", "split", 9.0, records=records)) == pytest.approx(3 / 4)
+    assert result.goodput(run("1P1D", "split", 9.0, records=records)) == pytest.approx(3 / 9)
 
 
 def test_interference_compares_latencies_with_and_without_kv() -> None:
