@@ -28,6 +28,7 @@ from dualpath_ray.transfer.memory import PeerInfo, Region, allocate
 
 NODE_TIMEOUT_S = 300.0
 PUSH_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 15.0
 CLOCK_TOLERANCE_S = 0.05
 BLOCK_BYTES = 1 << 20
 BLOCKS = 64
@@ -55,7 +56,7 @@ def _of_node(settings: Settings, staging_bytes: int, node_id: str, name: str) ->
     task = remote.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node_id))
     try:
         found: list[Check] = ray.get(task.remote(settings, staging_bytes), timeout=NODE_TIMEOUT_S)
-        clock: Any = ray.remote(time.time).options(num_cpus=0, scheduling_strategy=_on(node_id))
+        clock: Any = ray.remote(_now).options(num_cpus=0, scheduling_strategy=_on(node_id))
         ray.get(clock.remote(), timeout=NODE_TIMEOUT_S)  # the first call starts a worker
         before = time.time()
         there = ray.get(clock.remote(), timeout=NODE_TIMEOUT_S)
@@ -63,6 +64,10 @@ def _of_node(settings: Settings, staging_bytes: int, node_id: str, name: str) ->
     except (RayError, TimeoutError) as error:
         found = [failed("ray", f"the node does not answer: {' '.join(str(error).split())[:200]}", "look at its raylet log")]
     return [dataclasses.replace(check, node=name) for check in found]
+
+
+def _now() -> float:
+    return time.time()
 
 
 def node_checks(settings: Settings, staging_bytes: int) -> list[Check]:
@@ -89,7 +94,8 @@ class PairProbe:
     """One node's end: an endpoint with some memory, as an engine's."""
 
     def __init__(self, settings: Settings) -> None:
-        self._log = Path(tempfile.mkdtemp(prefix="dualpath-")) / "ucx.log"
+        self._folder = tempfile.TemporaryDirectory(prefix="dualpath-")
+        self._log = Path(self._folder.name) / "ucx.log"
         os.environ.update(settings.transfer.environment() | {"UCX_PROTO_INFO": "y", "UCX_LOG_FILE": str(self._log)})
         transports = prepare_transfers(settings)
         from dualpath_ray.transfer.endpoint import Endpoint
@@ -100,6 +106,10 @@ class PairProbe:
 
     def info(self) -> PeerInfo:
         return self._endpoint.info
+
+    def close(self) -> None:
+        self._endpoint.close()
+        self._folder.cleanup()
 
     def push(self, peer: PeerInfo) -> tuple[float, str]:
         """Bytes per second of the best round, and the transport."""
@@ -146,6 +156,8 @@ def _pairs(settings: Settings, names: dict[str, str]) -> list[Check]:
                 checks.append(_unreachable(name, error))
         return checks + _judge(settings, rates)
     finally:
+        closing = [probe.close.remote() for probe in probes.values()]
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSE_TIMEOUT_S)
         for probe in probes.values():
             ray.kill(probe)
 

@@ -36,7 +36,7 @@ def own_sockets() -> Iterator[TcpSocket]:
             target = os.readlink(f"{FDS}/{name}")
             if not target.startswith("socket:["):
                 continue
-            with socket.socket(fileno=os.dup(int(name))) as opened:
+            with _same_socket(int(name)) as opened:
                 if opened.type != socket.SOCK_STREAM or opened.family not in (socket.AF_INET, socket.AF_INET6):
                     continue
                 listening = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -46,9 +46,19 @@ def own_sockets() -> Iterator[TcpSocket]:
             continue
 
 
+def _same_socket(fd: int) -> socket.socket:
+    """The socket behind a descriptor that is somebody else's, through a descriptor of our own. Raises OSError."""
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
 def mark(fd: int, marking: Marking) -> None:
     """Packets that leave by this socket carry the marking from now on. Raises OSError."""
-    with socket.socket(fileno=os.dup(fd)) as opened:
+    with _same_socket(fd) as opened:
         tos = marking.traffic_class & ~ECN_BITS  # ECN is TCP's own to negotiate
         if opened.family == socket.AF_INET6:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
