@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS ?= 1
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-rdma lint format docs lock clean
+.PHONY: env demo test test-rdma lint format docs check-deploy lock clean
 
 env: $(STAMP)
 
@@ -45,6 +45,11 @@ format: env
 docs: env
 	$(BIN)/python -m dualpath_ray.config.reference > docs/settings.md
 	$(BIN)/python -m dualpath_ray.telemetry.reference > docs/metrics.md
+	$(BIN)/python -m deploy.monitoring.grafana > deploy/monitoring/grafana.json
+
+# Every file under deploy/ that other programs read; CRDS=DIR names KubeRay's definitions.
+check-deploy: env
+	$(BIN)/python -m deploy.check $(if $(CRDS),--crds $(CRDS))
 
 # Write constraints.txt anew from the versions that are installed in .venv now.
 lock:

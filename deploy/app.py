@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -26,8 +26,7 @@ from deploy.batches.runner import BatchRunner
 from deploy.http_api.api import make_api
 from deploy.openai_api.errors import RETRY_AFTER_S
 from deploy.openai_api.service import OpenAIService
-from dualpath_ray.config import Settings
-from dualpath_ray.config.serving import ServingSettings
+from dualpath_ray.config import ServingSettings, Settings
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.serving.model_card import ModelCard
 from dualpath_ray.serving.tokenizer import Tokenizer
@@ -36,6 +35,7 @@ from dualpath_ray.telemetry import logs, tracing
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
+TARGET_SHARE = 0.6  # of the requests a replica serves at once: above it, there shall be one more
 DRAIN_S = 30.0  # how long requests in progress may take to finish when a replica is stopped
 
 
@@ -65,7 +65,7 @@ def application(settings: Settings, *, start_engines: bool) -> Application:
     http: Any = Http  # what the decorators made of the classes, which type checkers do not see
     engines: Any = Engines
     http = http.options(
-        num_replicas=serving.replicas,
+        **_replicas(serving),
         max_ongoing_requests=serving.max_concurrent_requests,
         max_queued_requests=serving.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
@@ -74,6 +74,17 @@ def application(settings: Settings, *, start_engines: bool) -> Application:
     batches: Any = Batches
     bound: Application = http.bind(settings, cluster, batches.bind(settings, cluster) if serving.files is not None else None)
     return bound
+
+
+def _replicas(serving: ServingSettings) -> dict[str, Any]:
+    if serving.most_replicas is None:
+        return {"num_replicas": serving.replicas}
+    wanted = TARGET_SHARE * serving.max_concurrent_requests
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=serving.replicas, max_replicas=serving.most_replicas, target_ongoing_requests=wanted
+        )
+    }
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3)

@@ -83,7 +83,8 @@ def make_api(service: OpenAIService, serving: ServingSettings, access: Access | 
         return Response(exposition.text, headers={"content-type": exposition.content_type})
 
     @api.get("/status", summary="What runs where, queues, bytes moved and recent events")
-    async def status() -> Response:
+    async def status(request: Request) -> Response:
+        door.caller(request.headers, request.state.request_id)
         return json_response(await service.status())
 
     @api.get("/dashboard", summary="The same as a page that keeps itself up to date")

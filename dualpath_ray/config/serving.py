@@ -20,6 +20,9 @@ class ServingSettings(Section):
     tls_certificate: UserPath | None = Field(default=None, description="PEM file with the server's certificate chain: serve HTTPS.")
     tls_key: UserPath | None = Field(default=None, description="PEM file with the certificate's private key.")
     replicas: Count = Field(default=1, description="HTTP replicas; each tokenises, asks the scheduler and streams.")
+    most_replicas: Count | None = Field(
+        default=None, description="With this, Ray Serve runs between `replicas` and this many, by the requests in progress."
+    )
     request_timeout_s: Seconds = Field(default=600.0, description="A request that takes longer is given up and its resources are freed.")
     max_concurrent_requests: Count = Field(default=256, description="Requests that one replica serves at once.")
     max_queued_requests: Count = Field(default=1024, description="Requests that may wait for a replica; more get status 429.")
@@ -41,6 +44,12 @@ class ServingSettings(Section):
     def _certificate_with_key(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_are_in_order(self) -> Self:
+        if self.most_replicas is not None and self.most_replicas < self.replicas:
+            raise ValueError("most_replicas must not be less than replicas")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -31,3 +32,14 @@ def test_wrong_arguments_are_refused() -> None:
         Args.model_validate({"cofnig": "x"})
     with pytest.raises(ConfigError, match="did you mean"):
         build(Args(overrides=["serving.replica=3"]))
+
+
+def test_serve_scales_http_replicas_between_bounds() -> None:
+    def config(*overrides: str) -> Any:
+        app: Any = build(Args(overrides=list(overrides)))
+        return app._bound_deployment._deployment_config
+
+    scaled = config("serving.replicas=2", "serving.most_replicas=5", "serving.max_concurrent_requests=100").autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (2, 5, 60)
+    fixed = config("serving.replicas=3")
+    assert fixed.autoscaling_config is None and fixed.num_replicas == 3

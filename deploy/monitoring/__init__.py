@@ -1,0 +1,1 @@
+"""What watches a running system from outside: Prometheus rules, a Grafana dashboard."""
