@@ -13,7 +13,7 @@ from dualpath_ray.errors import ConfigError
 
 
 class FinishedLines:
-    """A set of line names, as 16-byte digests: at most 150 bytes of memory for each, whatever their length."""
+    """A set of line names, as 16-byte digests: about 100 bytes of memory for each, whatever their length."""
 
     def __init__(self) -> None:
         self._names: set[bytes] = set()
