@@ -105,6 +105,7 @@ class Run:
         answer.stats = load.stats.as_json()
         answer.outcomes = [self._seen(outcome, started) for outcome in outcomes]
         answer.trouble += load.trouble + [line for outcome in outcomes for line in outcome.trouble]
+        answer.unexplained = injector.unexplained
         answer.rests, answer.rss_growth, answer.fd_growth = books.rests, books.rss_growth, books.fd_growth
         step = answer.rate_step_s
         edges = [started + i * step for i in range(int((ended - started) / step))]

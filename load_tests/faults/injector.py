@@ -56,6 +56,8 @@ class Injector:
         self._calls, self._client, self._load, self._hosts, self._address = calls, client, load, hosts, address
         self._known: dict[str, Any] = {}
         self._gone: set[str] = set()  # processes that are killed in this round
+        self._agents: dict[str, str] = {}  # incarnations at its beginning
+        self.unexplained: list[str] = []
         self._scheduler = 0
         self.ended: set[tuple[int, float]] = set()  # processes that must be gone: pid and creation time
 
@@ -67,12 +69,13 @@ class Injector:
 
     async def inject(self, faults: tuple[Fault, ...]) -> list[Outcome]:
         """Inject chains of them side by side, each fault at its moment; return when all are repaired."""
-        status = await self._status()
+        status = await self._complete()
         self._known = status["processes"]
         self._scheduler = status["pid"]
         outcomes = [Outcome(fault) for fault in faults]
         pids = {pid for fault in faults if fault.kind == "kill_node" for pid in self._network.pids(fault.target)}
         named = {fault.target for fault in faults if fault.kind in ("kill", "hang_for_good")}
+        self._agents = {name: process["agent"] for name, process in self._known.items()}
         self._gone = {name for name, process in self._known.items() if process["pid"] in pids or name in named}
         chains: dict[str, list[Outcome]] = {}
         for outcome in outcomes:
@@ -83,6 +86,22 @@ class Injector:
     async def _in_turn(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             await self._inject(outcome)
+
+    async def _complete(self) -> dict[str, Any]:
+        """The scheduler's picture, when every process that was ever there is in it. Notes restarts that no fault of ours explains."""
+        deadline = time.monotonic() + BACK_TIMEOUT_S
+        while True:
+            status = await self._status()
+            processes = status["processes"]
+            if set(processes) >= set(self._known):
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{', '.join(set(self._known) - set(processes))} did not come back within {BACK_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(0.2)
+        for name, process in processes.items():
+            if name in self._agents and name not in self._gone and self._agents[name] != process["agent"]:
+                self.unexplained.append(f"{name} was restarted though nobody killed it")
+        return status
 
     async def _status(self) -> dict[str, Any]:
         """The scheduler's picture, as soon as it gives one."""

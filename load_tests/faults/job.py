@@ -43,6 +43,7 @@ class Answer:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
+    unexplained: list[str] = field(default_factory=list)  # restarts that no fault explains
     rests: int = 0
     rss_growth: int = 0
     fd_growth: int = 0

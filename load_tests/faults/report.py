@@ -49,6 +49,7 @@ def figures(answer: Answer) -> dict[str, Any]:
         },
         "leaked": answer.leaks,
         "trouble": answer.trouble,
+        "unexplained_restarts": answer.unexplained,
         "errors": stats["errors"],
         "http": answer.http,
         "outcomes": answer.outcomes,
