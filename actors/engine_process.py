@@ -54,7 +54,7 @@ class ClusterProcess:
         logs.setup(settings.telemetry, service, identity.engine_id)
         tracing.setup(settings.telemetry, service, identity.engine_id)
         self._settings, self._identity = settings, identity
-        self._transports = prepare_transfers(settings)
+        self._transports: Transports
         self._facts = facts_of(settings, identity)
         self._metrics = Metrics()
         self._calls = ActorCalls(identity.namespace)
@@ -68,6 +68,7 @@ class ClusterProcess:
         async with self._start_lock:
             if not self._agent_name:
                 try:
+                    self._transports = prepare_transfers(self._settings)
                     self._agent_name = await self._bring_up()
                 except Exception as error:
                     log.error("start failed: %s", error)
