@@ -19,7 +19,7 @@ from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
 from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
 
-THREADS = 4
+THREADS = 2
 ENGINES = {"nixl-uring": "io_uring", "nixl-aio": "libaio", "plain": "psync"}
 
 
