@@ -126,7 +126,9 @@ class _End:
         attributes.qp_access_flags = names.flags(*ACCESS)
         room = names.QPCap(max_send_wr=MAX_CHAIN, max_recv_wr=1, max_send_sge=1, max_recv_sge=1)
         kind = names.flags("IBV_QPT_RC")
-        return names.QP(self._domain, names.QPInitAttr(qp_type=kind, scq=self.completions, rcq=self.completions, cap=room), attributes)
+        # pyverbs has every request report its end unless told otherwise.
+        options = names.QPInitAttr(qp_type=kind, scq=self.completions, rcq=self.completions, cap=room, sq_sig_all=0)
+        return names.QP(self._domain, options, attributes)
 
     def join(self, own: Any, other: Any, far: _End, marking: Marking) -> None:
         """Connect a queue pair of ours with one of `far`'s."""

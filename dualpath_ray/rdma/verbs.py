@@ -46,7 +46,7 @@ def load(system: Path = SYSTEM_PACKAGES) -> Verbs:
     """Raises ConfigError when pyverbs is missing or does not fit the machine's libraries."""
     try:
         _find(system)
-        names = ("device", "pd", "mr", "cq", "qp", "addr", "wr")
+        names = ("device", "pd", "mr", "cq", "qp", "addr", "wr", "pyverbs_error")
         modules = tuple(importlib.import_module(f"pyverbs.{name}") for name in names)
         return Verbs(modules, _constants())
     except ImportError as error:

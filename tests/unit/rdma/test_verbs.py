@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("device", "pd", "mr", "cq", "qp", "addr", "wr")
+MODULES = ("device", "pd", "mr", "cq", "qp", "addr", "wr", "pyverbs_error")
 
 
 def run(code: str, system: Path) -> subprocess.CompletedProcess[str]:
