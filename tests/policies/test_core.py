@@ -183,6 +183,16 @@ def test_shorter_queue_reads() -> None:
     assert core.node_account("d0").read_tokens == 0
 
 
+def test_queues_as_reported_leave_out_what_was_assigned_since() -> None:
+    core = cluster(read_mode="shorter_queue", queue_view="reported", per_node=1, free=100_000)
+    for name in "abc":
+        core.submit(demand(name))
+    assert [made.read_plan.storage_blocks() for made in core.decide(0.0)] == [{"d0": 10}] * 3
+    core.update_node(node("d0", read_queue_tokens=1920))
+    core.submit(demand("d"))
+    assert core.decide(0.0)[0].read_plan.storage_blocks() == {"p0": 10}
+
+
 def test_a_report_does_not_count_twice() -> None:
     core = cluster(read_mode="shorter_queue", per_node=1, free=100_000)
     core.submit(demand("a"))
