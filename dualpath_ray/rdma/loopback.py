@@ -49,24 +49,26 @@ class LoopbackCopier:
         except self._verbs.PyverbsError as error:
             raise TransferError(f"no loop-back connection over {port.ucx_name}: {error}") from error
 
-    def prepare(self, copies: Sequence[Copy], read: bool = False) -> Any:
+    def prepare(self, copies: Sequence[Copy], read: bool = False) -> list[Any]:
         """A chain of work requests for up to MAX_CHAIN copies; it can be posted many times. `read`: pull instead of push."""
         if not 0 < len(copies) <= MAX_CHAIN:
             raise ValueError(f"a chain holds 1 to {MAX_CHAIN} copies")
         opcode = self._verbs.flags("IBV_WR_RDMA_READ" if read else "IBV_WR_RDMA_WRITE")
-        request = None
+        requests: list[Any] = []  # last first; pyverbs links them by bare pointers, so all must live until they are posted
         for copy in reversed(copies):
             local, remote = (copy.target, copy.source) if read else (copy.source, copy.target)
             piece = self._verbs.SGE(local, copy.nbytes, self._near.region.lkey)
-            signaled = self._verbs.flags("IBV_SEND_SIGNALED") if request is None else 0
-            request = self._verbs.SendWR(opcode=opcode, num_sge=1, sg=[piece], send_flags=signaled, next_wr=request)
+            following = requests[-1] if requests else None
+            signaled = 0 if requests else self._verbs.flags("IBV_SEND_SIGNALED")
+            request = self._verbs.SendWR(opcode=opcode, num_sge=1, sg=[piece], send_flags=signaled, next_wr=following)
             request.set_wr_rdma(self._far.region.rkey, remote)
-        return request
+            requests.append(request)
+        return requests
 
-    def post(self, chain: Any) -> None:
+    def post(self, chain: list[Any]) -> None:
         """Hand a chain to the card. Wait for it before the next one."""
         try:
-            self._source.post_send(chain)
+            self._source.post_send(chain[-1])
         except self._verbs.PyverbsError as error:
             raise TransferError(f"the card refused to copy: {error}") from error
 
