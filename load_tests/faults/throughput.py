@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import time
 
-WINDOW_S = 2.0
+WINDOW_S = 4.0  # shorter ones are bursts and gaps: agents begin their turns at fixed times
 RECOVERED = 0.95  # of the rate without faults
 
 
