@@ -67,7 +67,10 @@ class BlockStore(Protocol):
         ...
 
     def open(self, blocks: Sequence[BlockBuffer]) -> Future[BlockReader]:
-        """Open blocks for reading. The future raises BlockMissingError, BlockCorruptError or StoreError."""
+        """Open blocks for reading; until the reader is closed the buffers are its own.
+
+        The future raises BlockMissingError, BlockCorruptError or StoreError.
+        """
         ...
 
     def write(self, blocks: Sequence[BlockBuffer]) -> Future[list[Exception | None]]:

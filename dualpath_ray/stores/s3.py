@@ -43,6 +43,8 @@ COUNTERS = (
     "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks", "refused_writes", "unnoted_uses",
 )  # fmt: skip
 
+PREFIX_BYTES = 1 << 20  # what comes with the header: a request for a few more bytes costs nothing, a request of its own does
+
 # Order of work: headers are small and gate everything, so they overtake data; were they to wait for the data of earlier requests, the
 # link would idle at each change of request. Data goes request by request.
 HEADERS_FIRST = 0
@@ -88,6 +90,7 @@ class S3Store:
         self._client = load_client()
         self._exists: type[Exception] = self._client.exceptions.AlreadyExistsError
         self._bucket = bucket or connect(settings)
+        self.prefix_layers = min(geometry.layers, PREFIX_BYTES // geometry.layer_block_bytes)
         self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
         self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
         self._turns = itertools.count(HEADERS_FIRST + 1)
@@ -170,11 +173,15 @@ class S3Store:
         return future
 
     def _header(self, block: BlockBuffer) -> BlockHeader:
-        page = self.fetch(block, 0, self.format.header_bytes)
+        """The header, with the first layers behind it, which land in the block's buffer unverified."""
+        size = self.format.header_bytes
+        page = self.fetch(block, 0, size + self.prefix_layers * self.format.geometry.layer_block_bytes)
         try:
-            return self.format.check(page.tobytes(), self.format.file_bytes, block.key, block.parent)
+            header = self.format.check(page[:size].tobytes(), self.format.file_bytes, block.key, block.parent)
         except BlockCorruptError as error:
             raise self.corrupt(block, error) from None
+        block.data[: page.nbytes - size] = page[size:]
+        return header
 
     def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes:
         """Bytes `[start, stop)` of a block's object. Raises BlockError or StoreError."""

@@ -21,6 +21,7 @@ class ReaderHost(Protocol):
     format: BlockFormat
     counters: Counters
     reading: OrderedWork
+    prefix_layers: int
 
     def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes: ...
     def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError: ...
@@ -44,9 +45,11 @@ class S3Reader(OrderedReader):
         host, block = self._host, self._blocks[index]
         size, offset = host.format.geometry.layer_block_bytes, host.format.header_bytes
         low, high = first * size, stop * size
-        with host.counters.busy("read_seconds"):
-            data = host.fetch(block, offset + low, offset + high)
-        block.data[low:high] = data
+        wanted = max(low, host.prefix_layers * size)  # what lies before it has come with the header
+        if wanted < high:
+            with host.counters.busy("read_seconds"):
+                data = host.fetch(block, offset + wanted, offset + high)
+            block.data[wanted:high] = data
         host.counters.add("read_bytes", high - low)
         try:
             host.format.verify(self._headers[index], block.data, first, stop)
