@@ -3,7 +3,7 @@
 Source: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Blocks enter a small queue; those that are used again
 before they reach its end move to the main queue, the others leave, and only their keys are remembered for a while (the *ghost*): a key
 that comes back while it is remembered enters the main queue at once. So a scan (a long prompt that never comes back) passes through a
-tenth of the cache, and touching a block changes a counter only. It keeps more than LRU where it matters, in a cache that is small beside what is in use (docs/design.md).
+tenth of the cache, and touching a block changes a counter only.
 """
 
 from __future__ import annotations
