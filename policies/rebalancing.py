@@ -3,9 +3,10 @@
 Intent: correct an assignment whose assumptions turned out wrong, without ping-pong.
 Inputs: queued work per engine, the queued requests of each engine that may still move (in queue order) with their work, and the cost
 of one move, all in one unit (tokens or seconds).
-Rule: take the engine with most work and the one with least. Move the last queued request that fits if, after the move, the receiver
-(with the cost added) still has less work than the giver had, by at least `hysteresis` of the giver's load. Each move strictly lowers
-sum of squared loads, so repeated calls end and a request never moves back while loads stand still.
+Rule: take the engine with most work and the one with least. Move the last queued request that fits: after the move the receiver (with the
+cost added) has less work than the giver had, by at least `hysteresis` of the giver's load, and no more than the giver has left. So the two
+never change places, each move strictly lowers the sum of squared loads, repeated calls end, and a request does not move back while loads
+stand still.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def rebalance(
     while len(moves) < most_moves and len(load) > 1:
         source = max(load, key=lambda engine: (load[engine], engine))
         target = min(load, key=lambda engine: (load[engine], engine))
-        gap = load[source] - load[target] - hysteresis * load[source]
-        fitting = [i for i, (_, work) in enumerate(queues[source]) if work + move_cost < gap]
+        gap = load[source] - load[target]
+        gain = gap - hysteresis * load[source]
+        fitting = [i for i, (_, work) in enumerate(queues[source]) if work + move_cost < gain and 2 * work + move_cost <= gap]
         if not fitting:
             break
         request_id, work = queues[source].pop(fitting[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policies.baselines import SYSTEMS
@@ -46,6 +46,7 @@ def test_a_costly_move_is_not_made() -> None:
     st.dictionaries(st.sampled_from("abcde"), st.lists(st.floats(0.1, 5.0), max_size=6), min_size=2),
     st.floats(0.0, 1.0),
 )
+@example({"a": [], "b": [], "c": [4.0, 5.0, 1.0, 1.0, 5.0]}, 0.0)  # a large request after small ones makes the receiver the fuller one
 def test_no_ping_pong(queues: dict[str, list[float]], cost: float) -> None:
     movable = {engine: [(f"{engine}{i}", work) for i, work in enumerate(works)] for engine, works in queues.items()}
     visited: dict[str, set[str]] = {}
