@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 class BlockLoader:
     """One per gateway, on its event loop. `on_bad(key)` hears of blocks that must not be used any more, `on_read(request)` when a request's
-    storage reads have ended, well or badly (its blocks may still be on their way to the decode node).
+    storage reads have ended, well or badly (its blocks may still be on their way to the decode node), `on_hit(key)` of the deepest block
+    that a request took from memory.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class BlockLoader:
         layer_groups: int,
         on_bad: Callable[[bytes], None],
         on_read: Callable[[LeaseRequest], None],
+        on_hit: Callable[[bytes], None],
     ) -> None:
         self._node_id, self._staging, self._store = node_id, staging, store
         self._geometry: KVGeometry = staging.geometry
         self._endpoint, self._source, self._push = endpoint, source, push
-        self._stats, self._on_bad, self._on_read = stats, on_bad, on_read
+        self._stats, self._on_bad, self._on_read, self._on_hit = stats, on_bad, on_read, on_hit
         self._groups = max(1, min(layer_groups, store.layer_groups(), self._geometry.layers))
         self.queue_tokens = 0
         self.queue_bytes = 0
@@ -64,6 +66,8 @@ class BlockLoader:
         """
         missing = [load for load in request.loads if load.position not in lease.shared]
         present = [load for load in request.loads if load.position in lease.shared]
+        if present:
+            self._on_hit(max(present, key=lambda load: load.position).key)
         nbytes = len(missing) * self._geometry.full_block_bytes
         forward_error: str | None = "the load failed"
         start, reads_end = time.monotonic(), self._reads_begin(request, len(missing))

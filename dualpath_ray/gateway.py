@@ -30,6 +30,7 @@ from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.messages import Quiesce, WriterDone
 from dualpath_ray.transfer.source import StreamSource
+from dualpath_ray.use_notes import UseNotes
 
 WINDOW, POOL = "window", "pool"
 QUIESCE_REPEAT_S = 1.0
@@ -69,6 +70,7 @@ class Gateway:
         self.endpoint = Endpoint(f"gateway-{node_id}", (self.staging.region,), endpoint_settings)
         self.source = StreamSource(self.endpoint, STAGING, WINDOW, geometry.layers)
         self._push = StagingPush(self.endpoint)
+        self._uses = UseNotes(store, self.settings.note_uses_s)
         self.loader = BlockLoader(
             node_id,
             self.staging,
@@ -80,6 +82,7 @@ class Gateway:
             self.settings.layer_groups,
             lambda key: self._on_index([], [key]),
             lambda request: self._on_read(request.request_id, request.epoch),
+            self._uses.note,
         )
         self.writer = BlockWriter(
             node_id, self.staging, store, self.stats, self.settings.max_persist_queue_blocks, lambda stored: self._on_index(stored, [])
@@ -288,6 +291,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.endpoint.close)
+        await self._uses.close()
         await asyncio.to_thread(self.store.close)
 
     def _work_of(self, lease_id: int) -> _Work:

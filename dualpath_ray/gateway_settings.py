@@ -12,6 +12,7 @@ class GatewaySettings:
     max_waiting_leases: int = 1024
     max_persist_queue_blocks: int = 4096
     resident_share: float = 0.0  # of the slots that may hold resident blocks; 0: nothing stays in memory
+    note_uses_s: float = 30.0  # uses of resident blocks are noted in the store this often
     huge_pages: HugePages = "off"
     layer_groups: int = 4  # a Full Block is read in this many ranges of layers, first layers first
 
