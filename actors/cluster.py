@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 100 << 20  # control messages only
 LOCAL_START_ATTEMPTS = 2
+CLOSE_TIMEOUT_S = 5.0
 MAX_CONCURRENT_CALLS = 4096  # of one actor; bounds of its own refuse long before
 
 
@@ -207,7 +208,8 @@ class Cluster:
         return handle
 
     def stop(self) -> None:
-        """End all actors and give the placement group back. Idempotent."""
+        """End all actors and give the placement group back. Idempotent. A gateway that does not answer is killed all the same."""
+        self._stop_collecting()
         for handle in self.actors.values():
             ray.kill(handle, no_restart=True)
         self.actors.clear()
@@ -216,3 +218,10 @@ class Cluster:
         if self.group is not None:
             remove_placement_group(self.group)
             self.group = None
+
+    def _stop_collecting(self) -> None:
+        """Let gateways that keep a store within its budget finish or give up what they are removing from it."""
+        names = [gateway_name(node_id) for node_id, _ in self._nodes()]
+        gateways = [self.actors[name] for name in names if name in self.actors]
+        if gateways and self.settings.storage.capacity_bytes is not None and ray.is_initialized():
+            ray.wait([gateway.close.remote() for gateway in gateways], num_returns=len(gateways), timeout=CLOSE_TIMEOUT_S)

@@ -89,6 +89,11 @@ class StorageGatewayActor(ClusterProcess):
             "oldest_lease_s": gateway.oldest_lease_s(),
         }
 
+    async def close(self) -> None:
+        """On the way out: returns when this process removes nothing from the store any more, so that it may be killed."""
+        if self._keeper is not None:
+            await self._keeper.close()
+
     async def lease(self, request: LeaseRequest) -> LeaseGrant:
         return await self._running.lease(request)
 
