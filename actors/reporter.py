@@ -49,7 +49,7 @@ class Reporter:
     ) -> None:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
         self._active, self._scan, self._figures = active, scan, figures
-        self._residency = residency or ResidencyChanges()
+        self._residency = ResidencyChanges() if residency is None else residency  # an empty one is false
         self._health_timeout_s, self._end = health_timeout_s, end
         self._wake = asyncio.Event()
         self._read: list[str] = []
