@@ -2,6 +2,9 @@
 
     <prefix>/<digest of fingerprint and geometry>/<key, hex>/<parent, hex>
 
+A block below two ranges' size is one GET, streamed into its buffer and verified layer by layer on the way; of a larger one the header
+comes with the first layers, and ranges of layers follow.
+
 The object is the block file of block_format.py without its padding. The name says all that a listing must tell, so a scan reads no
 object; other models' blocks lie under other digests. A PUT is atomic, and durable when it has been answered. It never replaces an
 object (If-None-Match): a block that is computed twice, in other batches, differs in its last bits, and a reader that has checked the
@@ -17,7 +20,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from dualpath_ray.errors import BlockCorruptError, BlockError, BlockMissingError, ConfigError, DualPathError, OverloadedError, StoreError
+from dualpath_ray.errors import BlockCorruptError, BlockMissingError, ConfigError, DualPathError, OverloadedError, StoreError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import KEY_BYTES
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
@@ -43,10 +46,13 @@ COUNTERS = (
     "corrupt_blocks", "read_errors", "foreign_files", "removed_blocks", "refused_writes", "unnoted_uses",
 )  # fmt: skip
 
+RANGE_BYTES = 8 << 20  # no block is cut into ranges smaller than that: each costs the service and the client a request
+CHUNK_BYTES = 256 << 10  # bytes are copied into the slot, and verified, this many at a time while the rest is still arriving
 PREFIX_BYTES = 1 << 20  # what comes with the header: a request for a few more bytes costs nothing, a request of its own does
 
 # Order of work: headers are small and gate everything, so they overtake data; were they to wait for the data of earlier requests, the
-# link would idle at each change of request. Data goes request by request.
+# link would idle at each change of request. Data goes request by request; that of a block without ranges comes with its header, and the
+# requests' headers take turns in the order in which they were opened.
 HEADERS_FIRST = 0
 MAX_USES = 100_000  # that wait to be written down
 
@@ -90,7 +96,8 @@ class S3Store:
         self._client = load_client()
         self._exists: type[Exception] = self._client.exceptions.AlreadyExistsError
         self._bucket = bucket or connect(settings)
-        self.prefix_layers = min(geometry.layers, PREFIX_BYTES // geometry.layer_block_bytes)
+        few = min(geometry.layers, PREFIX_BYTES // geometry.layer_block_bytes)
+        self.prefix_layers = geometry.layers if self.layer_groups() == 1 else few
         self.reading = OrderedWork(settings.read_threads, settings.max_queued_reads, "s3-read")
         self._writing = OrderedWork(settings.write_threads, settings.max_queued_writes, "s3-write")
         self._turns = itertools.count(HEADERS_FIRST + 1)
@@ -103,7 +110,8 @@ class S3Store:
         """Nothing to do: bytes arrive in the client's memory and are copied."""
 
     def layer_groups(self) -> int:
-        return min(self.settings.layer_groups, self.format.geometry.layers)
+        """One for blocks below two ranges: such a block is one GET, which opening it begins and ends."""
+        return max(1, min(self.settings.layer_groups, self.format.geometry.layers, self.format.payload_bytes // RANGE_BYTES))
 
     def scan(self) -> Iterator[StoredBlock]:
         try:
@@ -173,34 +181,55 @@ class S3Store:
         return future
 
     def _header(self, block: BlockBuffer) -> BlockHeader:
-        """The header, with the first layers behind it, which land in the block's buffer unverified."""
+        """The header, checked, and the first layers that come with it, verified in the block's buffer."""
         size = self.format.header_bytes
-        page = self.fetch(block, 0, size + self.prefix_layers * self.format.geometry.layer_block_bytes)
-        try:
-            header = self.format.check(page[:size].tobytes(), self.format.file_bytes, block.key, block.parent)
-        except BlockCorruptError as error:
-            raise self.corrupt(block, error) from None
-        block.data[: page.nbytes - size] = page[size:]
+        chunks = self._fetch(block, 0, size + self.prefix_layers * self.format.geometry.layer_block_bytes)
+        with self.counters.busy("read_seconds"), self._guard(block):
+            page, rest = _split(chunks, size)
+            header = self.format.check(page, self.format.file_bytes, block.key, block.parent)
+            self._land(itertools.chain([rest], chunks), block, header, 0, self.prefix_layers)
         return header
 
-    def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes:
-        """Bytes `[start, stop)` of a block's object. Raises BlockError or StoreError."""
+    def read_layers(self, block: BlockBuffer, header: BlockHeader, first: int, stop: int) -> None:
+        """Layers `[first, stop)` of a block into its buffer, verified. Raises BlockError or StoreError."""
+        size, start = self.format.geometry.layer_block_bytes, self.format.header_bytes
+        with self.counters.busy("read_seconds"), self._guard(block):
+            self._land(self._fetch(block, start + first * size, start + stop * size), block, header, first, stop)
+
+    def _land(self, chunks: Iterable[Bytes], block: BlockBuffer, header: BlockHeader, first: int, stop: int) -> None:
+        """Bytes of layers `[first, stop)`, as they arrive; each layer is verified as soon as it is whole, while the cache still has it."""
+        size = self.format.geometry.layer_block_bytes
+        at, verified = first * size, first
+        for chunk in chunks:
+            block.data[at : at + len(chunk)] = chunk
+            at += len(chunk)
+            self.format.verify(header, block.data, verified, at // size)
+            verified = at // size
+        self.counters.add("read_bytes", (stop - first) * size)
+
+    def _fetch(self, block: BlockBuffer, start: int, stop: int) -> Iterator[Bytes]:
+        """Bytes `[start, stop)` of a block's object, in order, as they arrive. Raises BlockError or StoreError."""
+        left = stop - start
         try:
-            data = self._client.get_range(self._bucket, self._path(block.key, block.parent), start=start, end=stop)
+            found = self._client.get(self._bucket, self._path(block.key, block.parent), options={"range": (start, stop)})
+            for chunk in found.stream(min_chunk_size=CHUNK_BYTES):
+                view = np.frombuffer(chunk, dtype=np.uint8)
+                left -= len(view)
+                if left < 0:
+                    break
+                yield view
         except FileNotFoundError:
             self.counters.add("missing_blocks")
             raise BlockMissingError(block.key, f"block {block.key.hex()} is not in bucket {self.settings.bucket} (any more)") from None
         except Exception as error:
             if self._ends_before(block, stop):  # services answer with an error to a range that begins behind the end
                 problem = f"block {block.key.hex()}: truncated: the object ends before byte {stop}"
-                raise self.corrupt(block, BlockCorruptError(block.key, problem)) from error
+                raise BlockCorruptError(block.key, problem) from error
             self.counters.add("read_errors")
             raise self._store_error(f"reading block {block.key.hex()}", error) from error
-        view = np.frombuffer(data, dtype=np.uint8)
-        if len(view) != stop - start:
-            problem = f"block {block.key.hex()}: truncated: {len(view)} bytes where {stop - start} are expected"
-            raise self.corrupt(block, BlockCorruptError(block.key, problem))
-        return view
+        if left:
+            problem = f"block {block.key.hex()}: truncated: {stop - start - left} bytes where {stop - start} are expected"
+            raise BlockCorruptError(block.key, problem)
 
     def _ends_before(self, block: BlockBuffer, stop: int) -> bool:
         try:
@@ -208,8 +237,16 @@ class S3Store:
         except Exception:
             return False
 
-    def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError:
-        """Count a damaged block and remove it, so that it can be written anew. Returns `error`."""
+    @contextlib.contextmanager
+    def _guard(self, block: BlockBuffer) -> Iterator[None]:
+        """A block that is found damaged inside is counted and removed, so that it can be written anew."""
+        try:
+            yield
+        except BlockCorruptError as error:
+            self._remove_corrupt(block, error)
+            raise
+
+    def _remove_corrupt(self, block: BlockBuffer, error: BlockCorruptError) -> None:
         self.counters.add("corrupt_blocks")
         log.warning("%s; it is removed", error)
         try:
@@ -217,7 +254,6 @@ class S3Store:
             self.counters.add("removed_blocks")
         except Exception as failure:
             log.warning("block %s cannot be removed: %s", block.key.hex(), failure)
-        return error
 
     # ---- writing
 
@@ -333,6 +369,17 @@ class S3Store:
 
     def _store_error(self, action: str, error: Exception) -> StoreError:
         return StoreError(f"{action} failed: {self.where}: {str(error).splitlines()[0][:300]}")
+
+
+def _split(chunks: Iterator[Bytes], size: int) -> tuple[bytes, Bytes]:
+    """The first `size` bytes, and what came after them in the same chunk."""
+    head, rest = b"", np.empty(0, dtype=np.uint8)
+    for chunk in chunks:
+        missing = size - len(head)
+        head, rest = head + chunk[:missing].tobytes(), chunk[missing:]
+        if len(head) == size:
+            break
+    return head, rest
 
 
 def load_client() -> Any:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from dualpath_ray.errors import BlockCorruptError, BlockError
-from dualpath_ray.stores.base import BlockBuffer, Bytes
+from dualpath_ray.stores.base import BlockBuffer
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
-from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.ordered_reader import OrderedReader
 from dualpath_ray.stores.ordered_work import OrderedWork
 
@@ -19,12 +17,10 @@ class ReaderHost(Protocol):
     """What a reader needs of its store."""
 
     format: BlockFormat
-    counters: Counters
     reading: OrderedWork
     prefix_layers: int
 
-    def fetch(self, block: BlockBuffer, start: int, stop: int) -> Bytes: ...
-    def corrupt(self, block: BlockBuffer, error: BlockError) -> BlockError: ...
+    def read_layers(self, block: BlockBuffer, header: BlockHeader, first: int, stop: int) -> None: ...
 
 
 class S3Reader(OrderedReader):
@@ -37,21 +33,10 @@ class S3Reader(OrderedReader):
 
     def read(self, first_layer: int, stop_layer: int) -> Future[None]:
         self._check_range(first_layer, stop_layer)
-        tasks = [functools.partial(self._move_and_verify, first_layer, stop_layer, index) for index in range(len(self._blocks))]
+        first = max(first_layer, self._host.prefix_layers)  # what lies before it has come, verified, with the header
+        if first >= stop_layer:
+            return self._begin([], lambda tasks: None)
+        read = self._host.read_layers
+        pairs = zip(self._blocks, self._headers, strict=True)
+        tasks = [functools.partial(read, block, header, first, stop_layer) for block, header in pairs]
         return self._begin(tasks, functools.partial(self._host.reading.submit, self._turn))
-
-    def _move_and_verify(self, first: int, stop: int, index: int) -> None:
-        """One block of a read."""
-        host, block = self._host, self._blocks[index]
-        size, offset = host.format.geometry.layer_block_bytes, host.format.header_bytes
-        low, high = first * size, stop * size
-        wanted = max(low, host.prefix_layers * size)  # what lies before it has come with the header
-        if wanted < high:
-            with host.counters.busy("read_seconds"):
-                data = host.fetch(block, offset + wanted, offset + high)
-            block.data[wanted:high] = data
-        host.counters.add("read_bytes", high - low)
-        try:
-            host.format.verify(self._headers[index], block.data, first, stop)
-        except BlockCorruptError as error:
-            raise host.corrupt(block, error) from None

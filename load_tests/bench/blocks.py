@@ -100,7 +100,7 @@ def load(store: BlockStore, blocks: Sequence[BlockBuffer], layers: int) -> None:
 
 def load_requests(store: BlockStore, case: Case) -> None:
     """As a busy gateway reads: a few requests at once, so that one's headers are read during another's data."""
-    size = max(1, min(REQUEST_BLOCKS, len(case.blocks) // REQUESTS))
+    size = min(REQUEST_BLOCKS, -(-len(case.blocks) // REQUESTS))
     requests = [case.blocks[start : start + size] for start in range(0, len(case.blocks), size)]
     with ThreadPoolExecutor(REQUESTS) as pool:
         list(pool.map(lambda blocks: load(store, blocks, case.geometry.layers), requests))

@@ -13,6 +13,7 @@ import pytest
 from dualpath_ray.config.storage import StorageSettings
 from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, ConfigError, OverloadedError, StoreError
 from dualpath_ray.stores import s3
+from dualpath_ray.stores.base import BlockBuffer, Bytes
 from dualpath_ray.stores.open import open_store
 from dualpath_ray.stores.s3 import S3Settings, S3Store
 from tests.s3_service import running_weed
@@ -42,6 +43,25 @@ def open_s3(bucket: Any) -> Iterator[OpenS3]:
         store.close()
 
 
+def in_ranges(monkeypatch: pytest.MonkeyPatch, prefix_layers: int = 0) -> None:
+    """Blocks of PAGED are large enough for a range per layer; `prefix_layers` come with the header."""
+    monkeypatch.setattr(s3, "RANGE_BYTES", PAGED.layer_block_bytes)
+    monkeypatch.setattr(s3, "PREFIX_BYTES", prefix_layers * PAGED.layer_block_bytes)
+
+
+def watch_fetches(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The ranges of bytes that `store` asks for from now on."""
+    fetched: list[tuple[int, int]] = []
+    fetch = store._fetch
+
+    def noted(block: BlockBuffer, start: int, stop: int) -> Iterator[Bytes]:
+        fetched.append((start, stop))
+        return fetch(block, start, stop)
+
+    monkeypatch.setattr(store, "_fetch", noted)
+    return fetched
+
+
 @pytest.mark.parametrize("geometry", [PAGED, ODD])
 def test_blocks_come_back_by_ranges_of_layers(open_s3: OpenS3, geometry: Any) -> None:
     store = open_s3(geometry)
@@ -59,7 +79,7 @@ def test_blocks_come_back_by_ranges_of_layers(open_s3: OpenS3, geometry: Any) ->
 
 
 def test_a_range_of_layers_touches_no_other_bytes(open_s3: OpenS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PREFIX_BYTES", 0)
+    in_ranges(monkeypatch)
     store = open_s3()
     blocks = make_blocks(PAGED, 1)
     store.write(blocks).result(10)
@@ -73,13 +93,11 @@ def test_a_range_of_layers_touches_no_other_bytes(open_s3: OpenS3, monkeypatch: 
 
 @pytest.mark.parametrize("prefix_layers", range(PAGED.layers + 1))
 def test_what_comes_with_the_header_is_not_asked_for_again(open_s3: OpenS3, monkeypatch: pytest.MonkeyPatch, prefix_layers: int) -> None:
-    monkeypatch.setattr(s3, "PREFIX_BYTES", prefix_layers * PAGED.layer_block_bytes)
+    in_ranges(monkeypatch, prefix_layers)
     store = open_s3()
     blocks = make_blocks(PAGED, 3)
     store.write(blocks).result(10)
-    fetched: list[tuple[int, int]] = []
-    fetch = store.fetch
-    monkeypatch.setattr(store, "fetch", lambda block, start, stop: (fetched.append((start, stop)), fetch(block, start, stop))[1])
+    fetched = watch_fetches(store, monkeypatch)
     copies = emptied(blocks)
     reader = store.open(copies).result(10)
     for first in range(0, PAGED.layers, 2):
@@ -127,7 +145,56 @@ def test_a_removed_block_is_missing(open_s3: OpenS3) -> None:
         store.open([block]).result(10)
 
 
-def test_damage_is_found_in_its_layer_only(open_s3: OpenS3, bucket: Any) -> None:
+def test_a_block_too_small_for_ranges_is_one_request(open_s3: OpenS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PREFIX_BYTES", 0)
+    store = open_s3()
+    blocks = make_blocks(PAGED, 3)
+    store.write(blocks).result(10)
+    fetched = watch_fetches(store, monkeypatch)
+    copies = emptied(blocks)
+    reader = store.open(copies).result(10)
+    assert store.layer_groups() == 1
+    reader.read(0, PAGED.layers).result(10)
+    assert all((copy.data == block.data).all() for copy, block in zip(copies, blocks, strict=True))
+    assert fetched == [(0, store.format.header_bytes + PAGED.full_block_bytes)] * 3
+
+
+@pytest.mark.parametrize("length", [1, 1000, 4096, 5000, 100_000])
+def test_bytes_may_arrive_in_pieces_of_any_length(open_s3: OpenS3, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    in_ranges(monkeypatch, prefix_layers=1)
+    store = open_s3()
+    blocks = make_blocks(PAGED, 2)
+    store.write(blocks).result(10)
+    fetch = store._fetch
+
+    def in_pieces(block: BlockBuffer, start: int, stop: int) -> Iterator[Bytes]:
+        for chunk in fetch(block, start, stop):
+            yield from (chunk[at : at + length] for at in range(0, len(chunk), length))
+
+    monkeypatch.setattr(store, "_fetch", in_pieces)
+    copies = emptied(blocks)
+    store.open(copies).result(10).read(0, PAGED.layers).result(10)
+    assert all((copy.data == block.data).all() for copy, block in zip(copies, blocks, strict=True))
+    assert store.stats()["read_bytes"] == 2 * PAGED.full_block_bytes
+
+
+def test_damage_in_a_block_of_one_request_is_found_when_it_is_opened(open_s3: OpenS3, bucket: Any) -> None:
+    store = open_s3()
+    blocks = make_blocks(PAGED, 3)
+    store.write(blocks).result(10)
+    path = store._path(blocks[1].key, blocks[1].parent)
+    data = bytearray(obstore.get(bucket, path).bytes())
+    data[-1] ^= 1
+    obstore.put(bucket, path, bytes(data))
+    with pytest.raises(BlockCorruptError) as raised:
+        store.open(emptied(blocks)).result(10)
+    assert raised.value.key == blocks[1].key
+    assert {block.key for block in store.scan()} == {blocks[0].key, blocks[2].key}
+    assert (store.stats()["corrupt_blocks"], store.stats()["removed_blocks"]) == (1, 1)
+
+
+def test_damage_is_found_in_its_layer_only(open_s3: OpenS3, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_ranges(monkeypatch)
     store = open_s3()
     (block,) = make_blocks(PAGED, 1)
     store.write([block]).result(10)
