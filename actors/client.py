@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -29,6 +30,7 @@ from dualpath_ray.telemetry.metrics import Metrics
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 METRICS_TIMEOUT_S = 2.0
+PUBLISH_S = 3.0
 GRACE_S = 5.0
 
 
@@ -39,6 +41,8 @@ class ClusterClient:
         self._calls = calls or ActorCalls(namespace)
         self._facts: ModelFacts | None = None
         self._metrics = Metrics()
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._publishing: asyncio.Task[None] | None = None
 
     @classmethod
     def connect(cls, namespace: str) -> ClusterClient:
@@ -90,7 +94,19 @@ class ClusterClient:
             for (service, instance, _), text in zip(sources, texts, strict=True)
             if isinstance(text, str)
         ]
-        return merge([({"service": "client", "instance": str(os.getpid())}, self._metrics.render()), *parts], accept)
+        clients: dict[str, str] = await self._calls.call(SCHEDULER, "client_metrics", self._name, self._metrics.render())
+        parts += [({"service": "client", "instance": name}, text) for name, text in clients.items()]
+        return merge(parts, accept)
+
+    def publish_metrics(self) -> None:
+        """From now on, leave this client's metrics with the scheduler every few seconds, so that any client can show those of all."""
+
+        async def publish() -> None:
+            while True:
+                self._calls.send(SCHEDULER, "client_metrics", self._name, self._metrics.render())
+                await asyncio.sleep(PUBLISH_S)
+
+        self._publishing = asyncio.get_running_loop().create_task(publish())
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""
@@ -161,8 +177,9 @@ class ClusterClient:
         decode_engine = ""
         finished = False
         try:
-            with tracing.span("schedule", request.trace):
-                route: Route = await self._calls.call(SCHEDULER, "assign", submission, timeout_s=request.timeout + GRACE_S)
+            with tracing.span("schedule", request.trace) as span:
+                asked = replace(submission, trace=span.carrier())
+                route: Route = await self._calls.call(SCHEDULER, "assign", asked, timeout_s=request.timeout + GRACE_S)
             decode_engine = route.decode_engine
             task = DecodeTask(request, route, keys, root)
             async with aclosing(self._calls.stream(decode_engine, "generate", task, timeout_s=request.timeout + GRACE_S)) as deltas:
@@ -198,7 +215,9 @@ class ClusterClient:
                 metrics.ttft_part.labels(part=part).observe(seconds, exemplar)
 
     async def aclose(self) -> None:
-        """Nothing to give back: handles are Ray's."""
+        """End `publish_metrics`; there is nothing else to give back."""
+        if self._publishing is not None:
+            self._publishing.cancel()
 
 
 def _attributes(request: GenerationRequest) -> dict[str, str | int | float]:

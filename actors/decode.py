@@ -15,6 +15,7 @@ from dualpath_ray.config import Settings
 from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
+from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import EngineLoad
 
@@ -74,6 +75,7 @@ class DecodeActor(ClusterProcess):
         service = self._service
         return {
             "requests": service.stats.requests,
+            "decoding": service.decoding_requests,
             "busy_s": service.loop_stats.step_s,
             "queue_s": service.stats.queue_s,
             "generated_tokens": service.stats.generated_tokens,
@@ -82,6 +84,7 @@ class DecodeActor(ClusterProcess):
         }
 
     async def generate(self, task: DecodeTask) -> AsyncIterator[GenerationDelta]:
+        logs.bind(task.request.request_id)
         attempt = attempt_name(task.request.request_id, task.route.epoch)
         self._active.add(attempt)
         first = True
@@ -127,7 +130,7 @@ class DecodeActor(ClusterProcess):
         free = service.free_tokens // block_tokens
         metrics.pool_blocks.labels(state="free").set(free)
         metrics.pool_blocks.labels(state="used").set(service.pool_tokens // block_tokens - free)
-        metrics.batch_size.set(service.unfinished_requests)
+        metrics.batch_size.set(service.decoding_requests)
         metrics.advance(metrics.engine_busy, service.loop_stats.step_s)
         metrics.advance(metrics.engine_queue, service.stats.queue_s)
         metrics.advance(metrics.hedged_reads, service.hedging.hedged_reads)

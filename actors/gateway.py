@@ -14,6 +14,7 @@ from dualpath_ray.kv.staging import slot_bytes
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
+from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import NodeLoad
 
@@ -95,7 +96,8 @@ class StorageGatewayActor(ClusterProcess):
             await self._keeper.close()
 
     async def lease(self, request: LeaseRequest) -> LeaseGrant:
-        return await self._running.lease(request)
+        with logs.request(request.request_id):
+            return await self._running.lease(request)
 
     async def loaded(self, lease_id: int, timeout_s: float) -> LoadOutcome:
         return await self._running.loaded(lease_id, timeout_s)

@@ -94,3 +94,4 @@ class Submission:
     priority: int = 0
     timeout_s: float = 60.0
     suspect: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import Any
 from actors.engine_process import ClusterProcess, device_of, endpoint_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
 from policies.batch_quota import AttentionTimeModel, plan_batch
 from policies.vocabulary import EngineLoad
@@ -87,7 +88,8 @@ class PrefillActor(ClusterProcess):
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
         self._reports.changed()
         try:
-            return await self._service.prefill(task)
+            with logs.request(task.request_id):
+                return await self._service.prefill(task)
         finally:
             self._reports.changed()
 

@@ -13,14 +13,14 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 from actors.calls import ActorCalls
 from actors.events import EventLog
 from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
-from actors.supervisor import Incarnation, Supervisor
+from actors.status import AssignedRequest, WaitingRequest, process_status, request_status
+from actors.supervisor import Supervisor
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.kv.index import BlockIndex
@@ -35,27 +35,8 @@ from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-REQUESTS_SHOWN = 100
+CLIENT_KEPT_S = 60.0
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
-
-
-@dataclass(slots=True)
-class _Waiting:
-    submission: Submission
-    stored_blocks: int  # that the prompt begins with
-    since: float
-    route: asyncio.Future[Route]
-
-
-@dataclass(slots=True)
-class _Assigned:
-    prefill_engine: str
-    decode_engine: str
-    since: float
-    prompt_tokens: int
-    hit_tokens: int
-    confirmed: bool = False
-    prefilled: bool = False
 
 
 def attempt_name(request_id: str, epoch: int) -> str:
@@ -80,9 +61,10 @@ class SchedulerActor:
         self._events = EventLog()
         self._supervisor = Supervisor(self._calls, settings, self._over, self._events.note)
         self._facts: ModelFacts | None = None
-        self._waiting: dict[str, _Waiting] = {}
-        self._assigned: dict[str, _Assigned] = {}
+        self._waiting: dict[str, WaitingRequest] = {}
+        self._assigned: dict[str, AssignedRequest] = {}
         self._metrics = Metrics()
+        self._clients: dict[str, tuple[float, str]] = {}
         self._restarts = 0
         self._starting = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
@@ -175,19 +157,17 @@ class SchedulerActor:
 
     # ---- nodes that leave or change their role
 
-    async def drain(self, node_id: str) -> None:
-        """Give a node nothing new. What it serves goes on; `node_requests` says when that has ended."""
-        self._core.drain_node(node_id)
-        self._events.note("draining", node_id, "gets no new requests")
+    async def drain(self, node_id: str) -> int:
+        """Give a node nothing new. What it serves goes on. Returns how many requests that still are; ask again until it is 0."""
+        if not self._core.is_draining(node_id):
+            self._core.drain_node(node_id)
+            self._events.note("draining", node_id, "gets no new requests")
+        return self._core.node_requests(node_id)
 
     async def resume(self, node_id: str) -> None:
         """End `drain`."""
         self._core.resume_node(node_id)
         self._events.note("resumed", node_id, "gets requests again")
-
-    async def node_requests(self, node_id: str) -> int:
-        """Requests that a node serves or takes part in."""
-        return self._core.node_requests(node_id)
 
     async def retire(self, engine_ids: Sequence[str]) -> None:
         """Forget processes that have been ended on purpose. Unknown ones are ignored."""
@@ -215,6 +195,18 @@ class SchedulerActor:
         Raises OverloadedError when the queue is full, InvalidRequestError when no engine can ever hold the request,
         DeadlineExceededError when none could in time.
         """
+        with logs.request(submission.request_id), tracing.span("scheduler.assign", submission.trace, epoch=submission.epoch) as span:
+            route = await self._assign(submission)
+            span.set(
+                queued_s=route.queued_s,
+                hit_blocks=route.hit_blocks,
+                reads=[f"{part.node_id}:{part.blocks}" for part in route.reads],
+                prefill_engine=route.prefill_engine,
+                decode_engine=route.decode_engine,
+            )
+            return route
+
+    async def _assign(self, submission: Submission) -> Route:
         facts = await self.describe()
         if submission.epoch:
             self._forget(attempt_name(submission.request_id, submission.epoch - 1))
@@ -248,7 +240,7 @@ class SchedulerActor:
             raise InvalidRequestError(str(error)) from None
         except PolicyError as error:
             raise InvalidRequestError(f"request id {submission.request_id!r} is in use: {error}") from None
-        waiting = _Waiting(submission, stored_blocks, now, asyncio.get_running_loop().create_future())
+        waiting = WaitingRequest(submission, stored_blocks, now, asyncio.get_running_loop().create_future())
         self._waiting[name] = waiting
         self._decide()
         if not waiting.route.done():
@@ -294,10 +286,10 @@ class SchedulerActor:
             self._note_assigned(assignment, waiting, now)
             waiting.route.set_result(self._route(assignment, waiting, now))
 
-    def _note_assigned(self, assignment: Assignment, waiting: _Waiting, now: float) -> None:
+    def _note_assigned(self, assignment: Assignment, waiting: WaitingRequest, now: float) -> None:
         assert self._facts is not None  # or nothing would have been submitted
         size = self._facts.geometry.block_tokens
-        self._assigned[assignment.request_id] = _Assigned(
+        self._assigned[assignment.request_id] = AssignedRequest(
             assignment.prefill_engine, assignment.decode_engine, now, waiting.submission.prompt_tokens, assignment.read_plan.blocks * size
         )
         sides = {assignment.prefill_node: "prefill_node", assignment.decode_node: "decode_node"}
@@ -308,7 +300,7 @@ class SchedulerActor:
         self._metrics.hit_blocks.labels(decision="load").inc(loaded)
         self._metrics.hit_blocks.labels(decision="recompute").inc(waiting.stored_blocks - loaded)
 
-    def _route(self, assignment: Assignment, waiting: _Waiting, now: float) -> Route:
+    def _route(self, assignment: Assignment, waiting: WaitingRequest, now: float) -> Route:
         reads = tuple(ReadPart(segment.node_id, segment.first_block, segment.blocks) for segment in assignment.read_plan.segments)
         named = {assignment.prefill_engine, assignment.decode_engine, assignment.prefill_node, assignment.decode_node}
         named |= {part.node_id for part in reads}
@@ -376,52 +368,13 @@ class SchedulerActor:
             "resident_blocks": len(self._residency),
             "restarts": self._restarts,
             "lost": list(self._supervisor.lost),
-            "processes": {name: self._process_status(incarnation) for name, incarnation in self._supervisor.current.items()},
-            "requests": self._request_status(now),
+            "processes": {
+                name: process_status(incarnation, self._core.is_draining(incarnation.registration.node_id))
+                for name, incarnation in self._supervisor.current.items()
+            },
+            "requests": request_status(self._waiting, self._assigned, self._facts.geometry.block_tokens if self._facts else 1, now),
             "events": self._events.documents(),
         }
-
-    def _process_status(self, incarnation: Incarnation) -> dict[str, Any]:
-        registration, report = incarnation.registration, incarnation.report
-        return {
-            "role": registration.role or "gateway",
-            "node": registration.node_id,
-            "draining": self._core.is_draining(registration.node_id),
-            "agent": registration.peer.agent,
-            "actor": registration.actor_name,
-            "pid": registration.pid,
-            "start_s": registration.start_s,
-            "report_age_s": incarnation.silent_s,
-            "load": asdict(report.load) if report else {},
-            "figures": dict(report.figures) if report else {},
-        }
-
-    def _request_status(self, now: float) -> list[dict[str, Any]]:
-        """The oldest unfinished requests."""
-        size = self._facts.geometry.block_tokens if self._facts else 1
-        queued = [
-            {
-                "id": name,
-                "phase": "queued",
-                "age_s": now - entry.since,
-                "prompt_tokens": entry.submission.prompt_tokens,
-                "hit_tokens": entry.stored_blocks * size,
-            }
-            for name, entry in islice(self._waiting.items(), REQUESTS_SHOWN)
-        ]
-        assigned = [
-            {
-                "id": name,
-                "phase": "decode" if entry.prefilled else "prefill",
-                "age_s": now - entry.since,
-                "prompt_tokens": entry.prompt_tokens,
-                "hit_tokens": entry.hit_tokens,
-                "prefill_engine": entry.prefill_engine,
-                "decode_engine": entry.decode_engine,
-            }
-            for name, entry in islice(self._assigned.items(), REQUESTS_SHOWN)
-        ]
-        return (assigned + queued)[:REQUESTS_SHOWN]
 
     async def metrics(self) -> str:
         self._metrics.queued_requests.set(self._core.queued)
@@ -429,6 +382,13 @@ class SchedulerActor:
         for name, incarnation in self._supervisor.current.items():
             self._metrics.report_age.labels(reporter=name).set(incarnation.silent_s)
         return self._metrics.render()
+
+    async def client_metrics(self, client: str, text: str) -> dict[str, str]:
+        """Keep a client's metrics, and tell those of all clients that have spoken lately."""
+        now = time.monotonic()
+        self._clients[client] = (now, text)
+        self._clients = {name: kept for name, kept in self._clients.items() if now - kept[0] < CLIENT_KEPT_S}
+        return {name: kept for name, (_, kept) in self._clients.items()}
 
     async def process_id(self) -> int:
         return os.getpid()

@@ -116,6 +116,7 @@ class Http:
         self._settings = settings
         self._access = Access(settings.serving.api_keys, settings.serving.replicas)
         self._client = ClusterClient(settings.cluster.namespace)
+        self._client.publish_metrics()
         self._service = await _service(self._client, settings, settings.serving)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -63,6 +63,10 @@ class DecodeLoop:
         self._command(take_out)
         return removed
 
+    def __len__(self) -> int:
+        """Sequences in the batch, or waiting for room in it."""
+        return len(self._running) + len(self._waiting)
+
     def stop(self) -> None:
         """End the thread after the step under way. Idempotent."""
         with self._work:

@@ -120,6 +120,11 @@ class DecodeService:
         return self._engine.stats
 
     @property
+    def decoding_requests(self) -> int:
+        """Requests in the batch, or waiting for room in it; the others are being prefilled or handed over."""
+        return len(self._engine)
+
+    @property
     def unfinished_requests(self) -> int:
         return len(self._flows)
 

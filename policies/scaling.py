@@ -59,9 +59,11 @@ def wanted_nodes(load: RoleLoad, limits: ScalingLimits) -> int:
     return min(max(wanted, limits.least_nodes), limits.most_nodes)
 
 
-def decide_scaling(prefill: RoleLoad, decode: RoleLoad, limits: ScalingLimits) -> ScalingDecision:
-    """Wanted nodes of both roles, with role switches where one grows and the other shrinks."""
-    p, d = wanted_nodes(prefill, limits), wanted_nodes(decode, limits)
+def decide_scaling(
+    prefill: RoleLoad, decode: RoleLoad, limits: ScalingLimits, decode_limits: ScalingLimits | None = None
+) -> ScalingDecision:
+    """Wanted nodes of both roles (`decode_limits`: if they differ), with role switches where one grows and the other shrinks."""
+    p, d = wanted_nodes(prefill, limits), wanted_nodes(decode, decode_limits or limits)
     grow_decode, shrink_prefill = d - decode.nodes, prefill.nodes - p
     switch = min(grow_decode, shrink_prefill) if grow_decode > 0 and shrink_prefill > 0 else 0
     if grow_decode < 0 and shrink_prefill < 0:

@@ -6,6 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.openai_api.caller import REQUEST_ID_HEADER, request_id
+from dualpath_ray.telemetry import logs
 
 
 class RequestIds:
@@ -26,4 +27,5 @@ class RequestIds:
                 MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, name)
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        with logs.request(name):
+            await self._app(scope, receive, send_with_id)

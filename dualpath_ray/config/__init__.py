@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dualpath_ray.config.autoscaling import AutoscalingSettings
 from dualpath_ray.config.cluster import ClusterSettings
 from dualpath_ray.config.engines import DecodeSettings, PrefillSettings
 from dualpath_ray.config.model import ModelSettings
@@ -13,6 +14,7 @@ from dualpath_ray.config.telemetry import TelemetrySettings
 from dualpath_ray.config.transfer import TransferSettings
 
 __all__ = [
+    "AutoscalingSettings",
     "ClusterSettings",
     "DecodeSettings",
     "EmulationSettings",

@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 
 from dualpath_ray.config import sources
+from dualpath_ray.config.autoscaling import AutoscalingSettings
 from dualpath_ray.config.cluster import ClusterSettings
 from dualpath_ray.config.engines import DecodeSettings, PrefillSettings
 from dualpath_ray.config.model import ModelSettings
@@ -28,6 +29,9 @@ class Settings(Section):
 
     model: ModelSettings = Field(default=ModelSettings(), description="Which model is served, and how it is computed.")
     cluster: ClusterSettings = Field(default=ClusterSettings(), description="How many engines there are, and where Ray puts them.")
+    autoscaling: AutoscalingSettings = Field(
+        default=AutoscalingSettings(), description="When nodes are added, removed, or change their role."
+    )
     storage: StorageSettings = Field(default=StorageSettings(), description="The block store that all gateways share.")
     staging: StagingSettings = Field(default=StagingSettings(), description="DRAM of each gateway.")
     prefill: PrefillSettings = Field(default=PrefillSettings(), description="How much a prefill engine takes on at once.")
@@ -55,6 +59,16 @@ class Settings(Section):
         window, context = self.prefill.window_tokens, self.model.max_context
         if window is not None and context is not None and window < context:
             raise ValueError("prefill.window_tokens must be at least model.max_context: attention needs the whole history of a layer")
+        return self
+
+    @model_validator(mode="after")
+    def _machines_can_be_asked_for(self) -> Self:
+        spread = self.autoscaling.enabled and self.cluster.placement == "spread"
+        if spread and not (self.cluster.prefill_resources and self.cluster.decode_resources):
+            raise ValueError(
+                "autoscaling with cluster.placement=spread needs cluster.prefill_resources and cluster.decode_resources: a custom resource "
+                "of which each machine has one, e.g. {dp_prefill: 1} and {dp_decode: 1}"
+            )
         return self
 
     @classmethod

@@ -26,6 +26,11 @@ def request(request_id: str) -> Iterator[None]:
         _request_id.reset(token)
 
 
+def bind(request_id: str) -> None:
+    """The same for the rest of this task; for asynchronous generators, which may not leave a context that they entered elsewhere."""
+    _request_id.set(request_id)
+
+
 def setup(settings: TelemetrySettings, service: str, instance: str) -> None:
     """Send this process's log records to standard error. May be called again; the last call counts."""
     handler = logging.StreamHandler(sys.stderr)

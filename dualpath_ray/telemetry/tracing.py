@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +28,7 @@ from dualpath_ray.config.telemetry import TelemetrySettings
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.telemetry.span_file import SpanFileExporter
 
-Attribute = str | bool | int | float
+Attribute = str | bool | int | float | Sequence[str]
 Carrier = Mapping[str, str]
 
 EXPORT_INTERVAL_MS = 500  # spans of a killed process that are younger than this are lost

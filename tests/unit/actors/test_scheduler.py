@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from actors.messages import Report
-from actors.scheduler import UNCONFIRMED_S, SchedulerActor, attempt_name
+from actors.scheduler import CLIENT_KEPT_S, UNCONFIRMED_S, SchedulerActor, attempt_name
+from dualpath_ray.config import TelemetrySettings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
+from dualpath_ray.telemetry import tracing
+from dualpath_ray.telemetry.span_file import read_spans
 from tests.unit.actors.emulation import (
     BLOCK,
     FACTS,
@@ -320,10 +325,9 @@ async def test_a_node_that_leaves_finishes_its_work_and_is_forgotten(
     idle: tuple[SchedulerActor, DirectCalls], scheduler: SchedulerActor
 ) -> None:
     attempt = await fill(scheduler)
-    await scheduler.drain("d0")
-    assert await scheduler.node_requests("d0") == 1
+    assert await scheduler.drain("d0") == 1
     await scheduler.report(report("decode-0", finished=(attempt,)))
-    assert await scheduler.node_requests("d0") == 0
+    assert await scheduler.drain("d0") == 0
     waiting = await queue(scheduler)
     assert (await scheduler.status())["blocked_on"] == "decode", "a node that leaves gets nothing new"
     await scheduler.retire(["decode-0", "d0", "unknown"])
@@ -337,3 +341,22 @@ async def test_a_node_that_leaves_finishes_its_work_and_is_forgotten(
     assert {agent for _, method, (agent,) in calls.sent if method == "peer_died"} == {"decode-0-1", "d0-1"}
     assert await scheduler.report(report("decode-0")) == "", "a report that was under way changes nothing"
     waiting.cancel()
+
+
+async def test_an_assignment_is_part_of_its_request_s_trace(scheduler: SchedulerActor, tmp_path: Path) -> None:
+    tracing.setup(TelemetrySettings(traces="file", trace_path=tmp_path), "scheduler", "0")
+    try:
+        carrier = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+        await scheduler.assign(submission(trace=carrier))
+    finally:
+        tracing.shutdown()
+    (span,) = read_spans(tmp_path)
+    assert (span.name, span.trace_id, span.parent_id) == ("scheduler.assign", "ab" * 16, "cd" * 8)
+    assert span.attributes["decode_engine"] == "decode-0"
+
+
+async def test_clients_leave_their_metrics_until_they_are_gone(scheduler: SchedulerActor) -> None:
+    await scheduler.client_metrics("a", "1")
+    assert await scheduler.client_metrics("b", "2") == {"a": "1", "b": "2"}
+    scheduler._clients["a"] = (time.monotonic() - CLIENT_KEPT_S - 1, "1")
+    assert await scheduler.client_metrics("b", "3") == {"b": "3"}

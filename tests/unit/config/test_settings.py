@@ -63,7 +63,7 @@ def test_it_can_be_pickled_compared_and_written_out_again(tmp_path: Path) -> Non
             "storage.emulation.bandwidth=2",
             "storage.emulation.bandwidth (from --set storage.emulation.bandwidth=2) is not a setting; did you mean",
         ),
-        ("engine.x=1", "is not a setting; there are: cluster, decode"),
+        ("engine.x=1", "is not a setting; there are: autoscaling, cluster, decode"),
         ("prefill=3", "prefill = 3 (from --set prefill=3): Input should be a valid dictionary"),
         (
             "prefill.window_layers=0",

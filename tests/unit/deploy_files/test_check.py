@@ -20,6 +20,7 @@ FOLDERS = ("policies", "dualpath_ray", "actors", "load_tests")
 TYPOS = [
     ("settings/cluster.yaml", "engines_per_node", "engine_per_node"),
     ("settings/cluster.yaml", "placement: spread", "placement: spraed"),
+    ("settings/cluster.yaml", "decode_resources: {dp_decode: 1}", "decode_resources: {}"),
     ("settings/serve.yaml", "route_prefix", "route_prefx"),
     ("settings/serve.yaml", "deploy.app:build", "deploy.app:biuld"),
     ("settings/serve.yaml", "engines: start", "engines: strat"),
