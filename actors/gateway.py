@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from actors.engine_process import ClusterProcess, Identity, endpoint_settings
 from actors.scheduler import attempt_name
+from dualpath_ray.bandwidth import BandwidthEstimate
 from dualpath_ray.config import Settings
 from dualpath_ray.gateway import Gateway
 from dualpath_ray.gateway_settings import GatewaySettings
@@ -18,8 +20,6 @@ from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import NodeLoad
 
-SMOOTHING = 0.3  # weight of the newest bandwidth sample
-
 
 class StorageGatewayActor(ClusterProcess):
     """See `dualpath_ray.gateway.Gateway`; this adds registration, load reports and metrics."""
@@ -28,9 +28,7 @@ class StorageGatewayActor(ClusterProcess):
         super().__init__(settings, identity)
         self._gateway: Gateway | None = None
         self._keeper: StoreKeeper | None = None
-        self._sampled_bytes = 0
-        self._sampled_busy_s = 0.0
-        self._bandwidth = 0.0
+        self._bandwidth = BandwidthEstimate()
 
     async def _bring_up(self) -> str:
         """Open the store, register memory, report to the scheduler."""
@@ -59,16 +57,11 @@ class StorageGatewayActor(ClusterProcess):
 
     def _load(self) -> NodeLoad:
         gateway = self._running
-        busy_s, read = gateway.loader.busy_seconds(), gateway.stats.read_bytes
-        if busy_s > self._sampled_busy_s and read > self._sampled_bytes:
-            sample = (read - self._sampled_bytes) / (busy_s - self._sampled_busy_s)
-            self._bandwidth = sample if not self._bandwidth else (1 - SMOOTHING) * self._bandwidth + SMOOTHING * sample
-            self._sampled_bytes, self._sampled_busy_s = read, busy_s
         return NodeLoad(
             node_id=gateway.node_id,
             read_queue_tokens=gateway.loader.queue_tokens,
             read_queue_bytes=gateway.loader.queue_bytes,
-            snic_bandwidth=self._bandwidth,
+            snic_bandwidth=self._bandwidth.update(gateway.stats.read_bytes, gateway.loader.busy_seconds(), time.monotonic()),
             cnic_bandwidth=0.0,
             free_slots=gateway.staging.available_slots,
             total_slots=gateway.staging.total_slots,
