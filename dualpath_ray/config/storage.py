@@ -72,7 +72,10 @@ class StorageSettings(Section):
         "or by NIXL's backend for 3FS or GPUDirect Storage, whose plug-in must be installed.",
     )
     direct: Literal["auto", "on", "off"] = Field(default="auto", description="Whether to go around the page cache (O_DIRECT).")
-    layer_groups: Count = Field(default=4, description="Layer ranges that a read is cut into, so that the first layers arrive early.")
+    layer_groups: Count = Field(
+        default=4,
+        description="Layer ranges that a read is cut into at most, so that the first layers arrive early; small blocks are read whole.",
+    )
     read_threads: Count = Field(default=8, description="Reads that one gateway has under way at once.")
     write_threads: Count = Field(default=2, description="Writes that one gateway has under way at once.")
     capacity_bytes: ByteSize | None = Field(

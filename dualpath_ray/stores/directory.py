@@ -47,12 +47,14 @@ COUNTERS = (
 class DirectorySettings:
     """`io` and `direct` restrict the ways of file I/O that are tried (see file_io.py). The queue bounds count batches of about
     `batch_bytes` for reads, blocks for writes. Bytes in flight are at most threads times `batch_bytes` (or one block, if larger).
+    A block is cut into at most `layer_groups` ranges of layers, none below `range_bytes`: each costs processor time of its own.
     `capacity_bytes` bounds what the directory may hold, `use_resolution_s` is how old a noted use may become before the next is noted.
     """
 
     io: Choice = "auto"
     direct: Literal["auto", "on", "off"] = "auto"
     layer_groups: int = 4
+    range_bytes: int = 1 << 20
     read_threads: int = 8
     write_threads: int = 2
     batch_bytes: int = 8 << 20
@@ -97,8 +99,9 @@ class DirectoryStore:
         self._write_io.register(arena)
 
     def layer_groups(self) -> int:
-        whole_pages = self.format.geometry.layer_block_bytes % PAGE_BYTES == 0
-        return min(self.settings.layer_groups, self.format.geometry.layers) if whole_pages else 1
+        if self.format.geometry.layer_block_bytes % PAGE_BYTES:
+            return 1
+        return max(1, min(self.settings.layer_groups, self.format.geometry.layers, self.format.payload_bytes // self.settings.range_bytes))
 
     def scan(self) -> Iterator[StoredBlock]:
         return Scan(self.format, self._layout, self.counters, self.settings.temporary_age_s).blocks()

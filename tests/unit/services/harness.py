@@ -78,7 +78,7 @@ class System:
         )
 
     def _gateway(self, node: str, store_path: Path, slots: int, wrap: StoreWrapper | None) -> Gateway:
-        store: BlockStore = DirectoryStore(store_path, self.geometry, self.model.fingerprint, DirectorySettings())
+        store: BlockStore = DirectoryStore(store_path, self.geometry, self.model.fingerprint, DirectorySettings(range_bytes=1))
         if wrap is not None:
             store = wrap(store, self.geometry)
         return Gateway(node, self.geometry, store, slots, GatewaySettings(resident_share=self.resident_share))

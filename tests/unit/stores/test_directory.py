@@ -104,9 +104,12 @@ def test_layer_ranges_come_alone_and_in_order(open_store: OpenStore, geometry: K
 
 
 def test_layer_groups(open_store: OpenStore) -> None:
-    assert open_store(PAGED, layer_groups=4).layer_groups() == 4
-    assert open_store(PAGED, layer_groups=99).layer_groups() == PAGED.layers
-    assert open_store(ODD, layer_groups=4).layer_groups() == 1
+    size = PAGED.layer_block_bytes
+    assert open_store(PAGED, layer_groups=4, range_bytes=size).layer_groups() == 4
+    assert open_store(PAGED, layer_groups=99, range_bytes=size).layer_groups() == PAGED.layers
+    assert open_store(PAGED, layer_groups=99, range_bytes=2 * size).layer_groups() == PAGED.layers // 2
+    assert open_store(PAGED, layer_groups=4).layer_groups() == 1, "small blocks are read whole"
+    assert open_store(ODD, layer_groups=4, range_bytes=1).layer_groups() == 1
 
 
 @pytest.mark.parametrize("layers", [(-1, 2), (2, 2), (3, 2), (0, 7)])
