@@ -55,7 +55,9 @@ class ResidentBlocks:
         return block.slot
 
     def unpin(self, key: bytes) -> None:
-        block = self._blocks[key]
+        block = self._blocks.get(key)
+        if block is None:
+            raise AssertionError(f"block {key.hex()} went while it was in use")
         block.pins -= 1
         self._pinned -= block.pins == 0
 

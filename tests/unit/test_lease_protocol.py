@@ -42,6 +42,23 @@ def content(key: bytes) -> np.ndarray:
     return np.frombuffer(hashlib.shake_128(key).digest(GEOMETRY.full_block_bytes), dtype=np.uint8)
 
 
+class EmulatedClock(asyncio.SelectorEventLoop):
+    """Emulates time: it passes only while everybody waits, and then at once. So a run depends on nothing but hypothesis's choices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed = 0.0
+        self._select, self._selector.select = self._selector.select, self._pass_time  # type: ignore[attr-defined,has-type]
+
+    def time(self) -> float:
+        return self._passed
+
+    def _pass_time(self, timeout: float | None = None) -> Any:
+        if timeout:
+            self._passed += timeout
+        return self._select(timeout if timeout is None else 0)
+
+
 class EmulatedEndpoint:
     """Emulates `Endpoint`: pushes end when the test says so, messages are forgotten (each of them is repeated until it is answered)."""
 
@@ -135,7 +152,7 @@ class Out:
 class LeaseProtocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = EmulatedClock()
         self.store, self.names, self.incarnations = EmulatedStore(), itertools.count(), itertools.count()
         with mock.patch("dualpath_ray.gateway.Endpoint", EmulatedEndpoint):
             self.gateway = Gateway("n0", GEOMETRY, self.store, SLOTS, GatewaySettings(resident_share=1.0))  # type: ignore[arg-type]
@@ -144,15 +161,9 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.writers = {name: f"{name}-0" for name in WRITERS}
         self.out: list[Out] = []
 
-    def run(self, seconds: float = 0.0) -> None:
-        """Let everything happen that can."""
-
-        async def steps() -> None:
-            for _ in range(12):
-                await asyncio.sleep(0)
-            await asyncio.sleep(seconds)
-
-        self.loop.run_until_complete(steps())
+    def run(self) -> None:
+        """Let everything happen that can, until nothing does for a while (longer than a hurried lease waits)."""
+        self.loop.run_until_complete(asyncio.sleep(0.005))
         for out in self.out:
             if out.grant is None and out.asked.done() and not out.failed:
                 out.failed = out.asked.cancelled() or out.asked.exception() is not None
@@ -185,7 +196,32 @@ class LeaseProtocol(RuleBasedStateMachine):
         filled = bool(agents) or len(keys) == len(loads) > 0
         asked = self.loop.create_task(self.gateway.lease(request))
         self.out.append(Out(request.request_id, keys, len(loads), set(agents), filled, asked))
-        self.run(0.003 if hurried else 0.0)
+        self.run()
+
+    @precondition(lambda self: self.gateway.staging.available_slots and not len(self.gateway._slots))
+    @rule(data=st.data(), used=st.booleans())
+    def prepare(self, data: st.DataObject, used: bool) -> None:
+        """A lease whose blocks are read at once, so that there is something resident to share and to evict; `used`: it is kept for now.
+
+        Chance alone seldom comes to a memory that is full of resident blocks of which some are in use.
+        """
+        keys = data.draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=min(3, self.gateway.staging.available_slots), unique=True))
+        loads = tuple(BlockLoad(position, key, b"") for position, key in enumerate(keys))
+        request = LeaseRequest(f"r{next(self.names)}", "owner", len(keys), loads, frozenset(), timeout_s=1000.0)
+        out = Out(request.request_id, keys, len(keys), set(), True, self.loop.create_task(self.gateway.lease(request)))
+        waiting = len(self.store.reads)
+        self.out.append(out)
+        self.run()
+        for read, blocks in self.store.reads[waiting:]:
+            for block in blocks:
+                block.data[:] = content(block.key)
+            read.set_result(None)
+        del self.store.reads[waiting:]
+        self.run()
+        if out.grant is not None and not used:
+            self.loop.run_until_complete(self.gateway.release(out.grant.lease_id))
+            out.released = True
+            self.run()
 
     @precondition(lambda self: any(out.grant is None for out in self.out))
     @rule(data=st.data())
@@ -342,7 +378,10 @@ class LeaseProtocol(RuleBasedStateMachine):
                     await asyncio.sleep(0.001)
 
         try:
-            self.loop.run_until_complete(idle())
+            try:
+                self.loop.run_until_complete(idle())
+            except TimeoutError:
+                raise AssertionError(f"everything has ended, but {self.what_is_left()}") from None
             self.gateway.check_integrity()
             assert self.gateway.staging.available_slots == SLOTS, "slots have leaked"
         finally:
@@ -353,6 +392,17 @@ class LeaseProtocol(RuleBasedStateMachine):
                     if ended is not None and not ended.cancelled() and ended.exception() is not None:
                         assert isinstance(ended.exception(), DualPathError)
             self.loop.close()
+
+    def what_is_left(self) -> str:
+        """Why the gateway is not idle, for people."""
+        left = [
+            f"lease {lease.lease_id} of {lease.request_id} keeps {len(lease.slots)} slots: "
+            f"{'' if lease.released else 'not '}released, {lease.holds} holds, writers {sorted(lease.writers)}"
+            for lease in self.gateway.staging.leases
+        ]
+        left += [f"{len(self.gateway._work)} leases are not released", f"{len(self.gateway._slots)} requests wait for slots"]
+        left += [f"{self.gateway.persisting_blocks} blocks are counted as being stored"]
+        return "; ".join(each for each in left if not each.startswith("0 "))
 
     async def cancel_everything(self) -> None:
         tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task()}
