@@ -23,7 +23,12 @@ def stopped(**storage: object) -> list[str]:
         name: SimpleNamespace(name=name, close=SimpleNamespace(remote=lambda name=name: calls.append(f"close {name}"))) for name in names
     }
     cluster = Cluster(Settings.model_validate({"storage": storage}), "test", actors=actors)  # type: ignore[arg-type]
-    with mock.patch("actors.cluster.ray") as ray, mock.patch("actors.cluster.forget_all"):
+    group = SimpleNamespace(id="group")
+    cluster.nodes.update({node_id: SimpleNamespace(group=group) for node_id in ("p0", "d0")})  # type: ignore[misc]
+    with (
+        mock.patch("actors.cluster.ray") as ray,
+        mock.patch.multiple("actors.cluster", forget_all=mock.DEFAULT, remove_placement_group=mock.DEFAULT),
+    ):
         ray.wait.side_effect = lambda references, num_returns, timeout: calls.append(f"wait for {num_returns}, {timeout:.0f} s")
         ray.kill.side_effect = lambda handle, no_restart: calls.append(f"kill {handle.name}")
         cluster.stop()
