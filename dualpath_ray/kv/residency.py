@@ -18,6 +18,7 @@ class ResidencyChanges:
         self._resident: set[bytes] = set()
         self._told: set[bytes] = set()
         self._untold: dict[bytes, None] = {}  # in order of change
+        self._unsure: set[bytes] = set()  # of these the scheduler may have heard already
 
     def __len__(self) -> int:
         return len(self._untold)
@@ -30,10 +31,12 @@ class ResidencyChanges:
     def take(self, limit: int) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
         """The oldest `limit` differences as (came, gone); they stay until `confirm`."""
         keys = [key for key, _ in zip(self._untold, range(limit), strict=False)]
+        self._unsure.update(keys)
         return tuple(key for key in keys if key in self._resident), tuple(key for key in keys if key not in self._resident)
 
     def confirm(self, came: Iterable[bytes], gone: Iterable[bytes]) -> None:
         """The scheduler has heard this."""
+        self._unsure.difference_update(came, gone)
         for key in came:
             self._told.add(key)
             self._compare(key)
@@ -44,10 +47,11 @@ class ResidencyChanges:
     def restart(self) -> None:
         """The scheduler knows nothing (any more)."""
         self._told.clear()
+        self._unsure.clear()
         self._untold = dict.fromkeys(self._resident)
 
     def _compare(self, key: bytes) -> None:
-        if (key in self._resident) == (key in self._told):
+        if (key in self._resident) == (key in self._told) and key not in self._unsure:
             self._untold.pop(key, None)
         else:
             self._untold.setdefault(key)
