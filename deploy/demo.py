@@ -190,8 +190,8 @@ class _Demo:
         self._view.status = "waiting for Ray to start them again ..."
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while time.monotonic() < deadline:
-            now = (await self._cluster.status())["processes"]
-            if all(now[name]["agent"] != process["agent"] for name, process in before.items()):
+            now = (await self._cluster.status())["processes"]  # without those that are dead and not yet replaced
+            if all(name in now and now[name]["agent"] != process["agent"] for name, process in before.items()):
                 return
             await asyncio.sleep(0.1)
         raise ConfigError(f"the engines did not come back within {SETTLE_TIMEOUT_S:.0f} s; the machine may be too small or too busy")
