@@ -22,8 +22,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env
 	@$(BIN)/dualpath demo $(ARGS)
 
+# Those without a cluster on two processes, then those that start clusters one after the other; `make test ARGS=...` is pytest with arguments.
 test: env
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/policies tests/unit
+	$(BIN)/python -m pytest tests/cluster tests/rdma
+endif
 
 # RDMA in a virtual machine with soft-RoCE devices (qemu-system-x86 and Debian or Ubuntu): minutes, within a limit of 15.
 test-rdma: export DUALPATH_TEST_VM := 1
