@@ -35,6 +35,7 @@ class RunningCluster:
 
     cluster: Cluster
     store: Path
+    killed: bool = False  # since the last `check_no_leaks`, by SIGKILL
 
     def client(self) -> ClusterClient:
         return ClusterClient.connect(self.cluster.namespace)
@@ -51,8 +52,13 @@ class RunningCluster:
     async def kill(self, client: ClusterClient, name: str) -> None:
         """SIGKILL a process of ours and wait until its next incarnation has registered."""
         before = (await client.status())["processes"][name]
-        os.kill(before["pid"], signal.SIGKILL)
+        self.kill_process(before["pid"])
         await self.wait_for(client, lambda status: status["processes"][name]["agent"] != before["agent"])
+
+    def kill_process(self, pid: int) -> None:
+        """SIGKILL a process of ours. What it was writing at that moment stays behind until the store's sweep finds it old enough."""
+        self.killed = True
+        os.kill(pid, signal.SIGKILL)
 
     async def wait_for(self, client: ClusterClient, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -90,7 +96,10 @@ class RunningCluster:
             if "store" in state:
                 assert state["store"]["open_files"] == 0, f"{name} leaks files"
         leftovers = [path for path in self.store.rglob("*") if path.is_file() and "tmp" in path.name]
-        assert not leftovers, f"temporary files left in the store: {leftovers}"
+        assert self.killed or not leftovers, f"temporary files left in the store: {leftovers}"
+        for path in leftovers:
+            path.unlink()
+        self.killed = False
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ async def test_faults_at_every_phase_cost_no_token_and_leave_nothing(shared: Run
     sessions = make_sessions(tiny_llama, SESSIONS, Shape(turns=3), seed=1, vocabulary=500)
     load = Load([client], sessions, AGENTS, PERIOD_S, TIMEOUT_S, seed=1)
     injector, books = Injector(calls, client, load), Books()
+    shared.killed = True
     trouble: list[str] = []
     async with load:
         for faults in ROUNDS:

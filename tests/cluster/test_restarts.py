@@ -33,7 +33,7 @@ async def test_scheduler_is_rebuilt_from_what_the_others_push(shared: RunningClu
     old = (await client.status())["scheduler"]
     blocks = (await client.status())["index_blocks"]
     pid = await _scheduler_pid(shared)
-    os.kill(pid, signal.SIGKILL)
+    shared.kill_process(pid)
     await shared.wait_for(
         client, lambda status: status["scheduler"] != old and len(status["processes"]) == 4 and status["index_blocks"] == blocks
     )
@@ -65,7 +65,7 @@ async def test_a_request_survives_the_death_of_a_process_in_mid_stream(shared: R
         got += delta.tokens
         if len(got) >= 20 and not killed:
             killed = True
-            os.kill(pid, signal.SIGKILL)
+            shared.kill_process(pid)
     assert killed
     assert got == expected.tokens
     await shared.wait_for(client, lambda status: status["processes"][victim]["pid"] != pid)
