@@ -266,15 +266,6 @@ class Cluster:
 
     # ---- actors
 
-    @functools.cached_property
-    def _environment(self) -> dict[str, str]:
-        """Environment of every actor: what UCX, NIXL and OpenMP read when they are loaded. What depends on the machine that an actor comes
-        to lie on it finds out itself (engine_process.prepare_transfers)."""
-        variables = {name: os.environ[name] for name in ("UCX_MODULES", "NIXL_LOG_LEVEL", "UCX_LOG_LEVEL") if name in os.environ}
-        if self.settings.model.threads is not None:
-            variables["OMP_NUM_THREADS"] = str(self.settings.model.threads)
-        return variables | self.settings.transfer.environment()
-
     def _create(self, name: str, kind: type, arguments: tuple[Any, ...], node: Node | None, engine: bool = False) -> ActorHandle[Any]:
         """A named actor that Ray restarts for ever."""
         strategy: Any = "DEFAULT"
@@ -290,7 +281,6 @@ class Cluster:
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=MAX_CONCURRENT_CALLS,
-            runtime_env={"env_vars": self._environment},
         ).remote(*arguments)
         self.actors[name] = handle
         return handle

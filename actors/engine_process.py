@@ -128,11 +128,15 @@ def facts_of(settings: Settings, identity: Identity) -> ModelFacts:
 
 
 def prepare_transfers(settings: Settings) -> Transports:
-    """Choose this process's transports and tell UCX, which reads its environment when NIXL loads it. Raises ConfigError."""
+    """Choose this process's transports and tell UCX, which reads its environment when NIXL loads it. Raises ConfigError.
+
+    Actors get no `runtime_env` for this: Ray would have to start a worker process for each, where one that it has started before takes over
+    at once when an actor dies.
+    """
     machine = read_machine()
     same_machine = settings.cluster.placement == "logical"
     transports = choose_transports(settings.transfer, machine, same_machine, own_accelerator(machine, os.environ), os.environ)
-    os.environ.update(transports.environment())
+    os.environ.update(settings.transfer.environment() | transports.environment())
     log.info("transfers by %s on %s", ",".join(transports.tls), ",".join(transports.ports) or "any device")
     return transports
 
