@@ -27,8 +27,10 @@ test: env
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests/policies tests/unit
-	$(BIN)/python -m pytest tests/cluster tests/rdma
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/policies tests/unit || status=$$?; \
+	$(BIN)/python -m pytest tests/cluster tests/rdma || status=$$?; \
+	exit $$status
 endif
 
 # RDMA in a virtual machine with soft-RoCE devices (qemu-system-x86 and Debian or Ubuntu): minutes, within a limit of 15.
