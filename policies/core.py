@@ -27,6 +27,7 @@ from policies.indexed_heap import IndexedHeap
 from policies.load_or_recompute import with_loaded_prefix
 from policies.prefill_placement import PrefillIndex
 from policies.read_plan import ReadCandidate, plan_reads, reading_sides
+from policies.read_queues import ReadQueues
 from policies.rebalancing import Move, rebalance
 from policies.settings import SchedulingSettings
 from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand, Role
@@ -67,7 +68,7 @@ class SchedulerCore:
         self._running: dict[str, _Running] = {}
         self._engine_reports = IndexedHeap()
         self._node_reports = IndexedHeap()
-        self._by_read_queue = IndexedHeap()
+        self._read_queues = ReadQueues()
         self._pool_sizes = IndexedHeap()
         self._staging_sizes = IndexedHeap()
         self._draining: set[str] = set()
@@ -130,7 +131,7 @@ class SchedulerCore:
         for engine_id in list(node.engine_ids):
             lost += self.remove_engine(engine_id)
         self._node_reports.discard(node_id)
-        self._by_read_queue.discard(node_id)
+        self._read_queues.discard(node_id)
         self._staging_sizes.discard(node_id)
         self._draining.discard(node_id)
         del self._nodes[node_id]
@@ -362,9 +363,9 @@ class SchedulerCore:
         if self.settings.read_mode != "pool":
             return
         if node.node_id not in self._node_reports or node.load is None or node.node_id in self._draining:
-            self._by_read_queue.discard(node.node_id)
+            self._read_queues.discard(node.node_id)
         else:
-            self._by_read_queue.set(node.node_id, node.read_tokens / (node.load.snic_bandwidth or 1.0))
+            self._read_queues.set(node.node_id, node.read_tokens, node.load.snic_bandwidth)
 
     def _retire_silent(self, now: float) -> None:
         """Engines and gateways whose report is too old get nothing new."""
@@ -394,7 +395,7 @@ class SchedulerCore:
 
     def _pool(self) -> list[ReadCandidate]:
         """The nodes whose storage NICs drain first."""
-        return [self._candidate(self._nodes[node_id]) for node_id in self._by_read_queue.smallest(self.settings.pool_width + 2)]
+        return [self._candidate(self._nodes[node_id]) for node_id in self._read_queues.first(self.settings.pool_width + 2)]
 
     def _check_capacity(self, demand: RequestDemand) -> None:
         if (largest := self._pool_sizes.peek()) is not None:

@@ -476,3 +476,13 @@ class CoreMachine(RuleBasedStateMachine):
 
 TestCoreMachine = CoreMachine.TestCase
 TestCoreMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_node_that_has_not_measured_its_bandwidth_takes_part_in_the_pool() -> None:
+    core = cluster(prefill_nodes=1, decode_nodes=1, per_node=1, read_mode="pool", free=100_000, pool_width=2)
+    for node_id in ("p0", "d0", *(f"x{index}" for index in range(8))):
+        core.update_node(node(node_id, read_queue_tokens=10_000))
+    core.update_node(node("new", snic_bandwidth=0.0, read_queue_tokens=10))
+    core.submit(demand("a", hit_blocks=15))
+    (assignment,) = core.decide(0.0)
+    assert [segment.node_id for segment in assignment.read_plan.segments] == ["new"]
