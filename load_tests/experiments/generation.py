@@ -10,14 +10,11 @@ from dataclasses import replace
 
 from load_tests.experiments.experiment import Say, Setup
 from load_tests.experiments.measure import Load
-from load_tests.experiments.scaling import ScalingResult, load_name, run_scaling
-from load_tests.experiments.workload import Workload
+from load_tests.experiments.scaling import FACTORS, QUICK, SETUP, ScalingResult, load_name, run_scaling
 
-SETUP = Setup(modes=("basic", "shorter_queue", "split"), workload=Workload(agents=8, turns=2, context=640))
-QUICK = replace(SETUP, modes=("basic", "split"), workload=Workload(agents=6, turns=1, context=640))
-FACTORS = (0.5, 2.0, 6.0)
+__all__ = ["QUICK", "SETUP", "run"]
 
 
 def run(setup: Setup, say: Say) -> ScalingResult:
     loads = [Load(replace(setup.workload, generate_scale=factor), load_name(factor)) for factor in FACTORS]
-    return run_scaling("generation", setup, loads, FACTORS, say)
+    return run_scaling("generation", setup, loads, say)

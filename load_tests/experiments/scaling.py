@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ from load_tests.experiments.bench import open_bench
 from load_tests.experiments.experiment import Result, Say, Setup
 from load_tests.experiments.measure import Load
 from load_tests.experiments.modes import DUAL
+from load_tests.experiments.workload import Workload
+
+SETUP = Setup(modes=("basic", "shorter_queue", "split"), workload=Workload(agents=8, turns=2, context=640))
+QUICK = replace(SETUP, modes=("basic", "split"), workload=Workload(agents=6, turns=1, context=640))
+FACTORS = (0.5, 2.0, 6.0)
 
 
 class ScalingResult(Result):
-    def __init__(self, experiment: str, setup: Setup, factors: Sequence[float]) -> None:
-        super().__init__(experiment, setup)
-        self.factors = factors
-
     def gains(self) -> dict[str, dict[str, float]]:
         """Gain over Basic by mode and factor."""
         shape = self.setup.shapes[0]
         result: dict[str, dict[str, float]] = {}
         for mode in self.setup.modes[1:]:
-            ratios = {load_name(factor): self.ratio(shape, self.setup.modes[0], mode, load_name(factor)) for factor in self.factors}
+            ratios = {load_name(factor): self.ratio(shape, self.setup.modes[0], mode, load_name(factor)) for factor in FACTORS}
             result[mode] = {name: ratio for name, ratio in ratios.items() if ratio}
         return result
 
@@ -49,7 +51,7 @@ class ScalingResult(Result):
         shape = self.setup.shapes[0]
         curves = {}
         for mode in self.setup.modes:
-            points = [(factor, jct) for factor in self.factors if (jct := self.jct(shape, mode, load_name(factor)))]
+            points = [(factor, jct) for factor in FACTORS if (jct := self.jct(shape, mode, load_name(factor)))]
             curves[mode] = ([factor for factor, _ in points], [jct for _, jct in points])
         what = "appended" if self.experiment == "append" else "generated"
         return [plot_lines(folder / f"{self.experiment}_jct.png", curves, f"{what} tokens, times the trace's", "job completion time (s)")]
@@ -59,9 +61,9 @@ def load_name(factor: float) -> str:
     return f"x{factor:g}"
 
 
-def run_scaling(experiment: str, setup: Setup, loads: Sequence[Load], factors: Sequence[float], say: Say) -> ScalingResult:
-    """Each system goes through all loads in one cluster."""
-    result = ScalingResult(experiment, setup, factors)
+def run_scaling(experiment: str, setup: Setup, loads: Sequence[Load], say: Say) -> ScalingResult:
+    """Each system goes through all loads, one per factor, in one cluster."""
+    result = ScalingResult(experiment, setup)
     with open_bench(setup, loads, say) as bench:
         for mode in setup.modes:
             result.runs += bench.measure(setup.shapes[0], mode)
