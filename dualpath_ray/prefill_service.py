@@ -12,9 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import dataclass
 
 from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
@@ -35,12 +33,13 @@ from dualpath_ray.grammars import Grammars
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
+from dualpath_ray.prefill_batch import PrefillBatch, PrefillJob, PrefillStats, WholeBatchGate, WindowGate
 from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.memory import dense_region
-from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
+from dualpath_ray.transfer.sink import ChunkFeed, HitSource, LayerSink, NewKV
 
 log = logging.getLogger(__name__)
 
@@ -55,89 +54,7 @@ BLOCKED_TOKENS = 1 << 40
 class PrefillServiceSettings:
     max_requests: int = 64
     batch_timeout_s: float = 60.0  # a batch whose hit KV does not come within this time is given up
-    layerwise: bool = True  # False: the window holds all layers; see _WholeBatchGate
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    task: PrefillTask
-    outcome: asyncio.Future[PrefillOutcome]
-    feed: ChunkFeed
-    arrived: float
-    deadline: float
-    computed: int = 0  # tokens after the hits whose KV is on the decode node already
-    attempts: int = 0
-    started: float = 0.0
-    ready_at: float = 0.0  # the first layers of its hits can be had
-    cancelled: bool = False
-    waited_s: float = 0.0
-    rules: LogitRules | None = None  # of the first token, unless its sampling is plain
-    prepared: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.prepared = self.task.sampling.plain
-
-    @property
-    def cached(self) -> int:
-        return self.task.cached_tokens + self.computed
-
-    @property
-    def left(self) -> int:
-        return len(self.task.tokens) - self.cached
-
-
-@dataclass(slots=True)
-class _Batch:
-    jobs: list[_Job]
-    chunks: list[PrefillChunk]
-    gate: BatchGate
-
-
-@dataclass(slots=True)
-class PrefillStats:
-    """Counters since start."""
-
-    batches: int = 0
-    requests: int = 0
-    queue_s: float = 0.0  # of requests that could have been computed, until they were
-    computed_tokens: int = 0
-    cached_tokens: int = 0
-    compute_s: float = 0.0
-    layer_wait_s: float = 0.0
-    peak_window_bytes: int = 0
-    peak_layer_bytes: int = 0  # one layer's KV of the batch that reached peak_window_bytes
-
-
-class _WindowGate:
-    """The engine's LayerGate: ring slots of the sink as tensors of the window."""
-
-    def __init__(self, gate: BatchGate, window: LayerWindow) -> None:
-        self._gate, self._window = gate, window
-
-    def enter(self, layer: int) -> torch.Tensor:
-        return self._window.view(self._gate.enter(layer))
-
-    def leave(self, layer: int) -> None:
-        self._gate.leave(layer)
-
-
-class _WholeBatchGate(_WindowGate):
-    """Prefill as without layerwise streaming, for comparisons: nothing is computed before the hit KV of all layers is there, and new KV
-    leaves when all layers have been computed."""
-
-    def __init__(self, gate: BatchGate, window: LayerWindow) -> None:
-        super().__init__(gate, window)
-        self._ring_slots: list[int] = []
-
-    def enter(self, layer: int) -> torch.Tensor:
-        if not self._ring_slots:
-            self._ring_slots = [self._gate.enter(each) for each in range(len(self._gate.layers))]
-        return self._window.view(self._ring_slots[layer])
-
-    def leave(self, layer: int) -> None:
-        if layer == len(self._gate.layers) - 1:
-            for each in range(layer + 1):
-                self._gate.leave(each)
+    layerwise: bool = True  # False: the window holds all layers; see WholeBatchGate
 
 
 class PrefillService:
@@ -157,7 +74,7 @@ class PrefillService:
         self.settings = settings or PrefillServiceSettings()
         if not self.settings.layerwise and window.layers_resident < geometry.layers:
             raise ConfigError(f"without layerwise prefill the window must hold all {geometry.layers} layers, not {window.layers_resident}")
-        self._gate_of = _WindowGate if self.settings.layerwise else _WholeBatchGate
+        self._gate_of = WindowGate if self.settings.layerwise else WholeBatchGate
         self.stats = PrefillStats()
         self._model, self._window, self._plan_batch = model, window, plan_batch
         self._runner = PrefillRunner(model)
@@ -168,8 +85,8 @@ class PrefillService:
         self.endpoint = Endpoint(engine_id, (region,), endpoint_settings)
         self.sink = LayerSink(self.endpoint, WINDOW, STAGING, geometry.layers, window.layers_resident, self.capacity_blocks)
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="prefill")
-        self._jobs: list[_Job] = []
-        self._in_batch: set[_Job] = set()
+        self._jobs: list[PrefillJob] = []
+        self._in_batch: set[PrefillJob] = set()
         self._changed = asyncio.Event()
         self._planner: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
@@ -219,7 +136,7 @@ class PrefillService:
         for peer in (task.gateway, *task.peers):
             self.endpoint.connect(peer)
         now = time.monotonic()
-        job = _Job(task, self._loop.create_future(), self._open_feed(task, 0), now, now + task.timeout_s)
+        job = PrefillJob(task, self._loop.create_future(), self._open_feed(task, 0), now, now + task.timeout_s)
         self._jobs.append(job)
         self._watch(job)
         try:
@@ -235,7 +152,7 @@ class PrefillService:
                 await asyncio.wait([job.outcome])
                 job.outcome.exception()
 
-    async def _prepare(self, job: _Job) -> None:
+    async def _prepare(self, job: PrefillJob) -> None:
         """The rules of the first token. In a thread, because a large grammar takes a while to compile."""
         task = job.task
         tokens = task.tokens.tolist()
@@ -261,7 +178,7 @@ class PrefillService:
                 return True
         return False
 
-    def _cancel(self, job: _Job) -> None:
+    def _cancel(self, job: PrefillJob) -> None:
         job.cancelled = True
         error = CancelledError(f"prefill of {job.task.request_id} was cancelled")
         if job not in self._in_batch:
@@ -288,7 +205,7 @@ class PrefillService:
         first = hit_blocks + done_blocks
         return self.sink.open(sources, NewKV(task.gateway.agent, task.lease_id, task.slots[first:], first))
 
-    def _watch(self, job: _Job) -> None:
+    def _watch(self, job: PrefillJob) -> None:
         def notice(_: Future[None]) -> None:
             job.ready_at = job.ready_at or time.monotonic()
             self._threadsafe(self._changed.set)
@@ -320,12 +237,12 @@ class PrefillService:
             if error is not None:
                 self._end(job, error if isinstance(error, DualPathError) else CancelledError(str(error)))
 
-    def _form_batch(self) -> _Batch | None:
+    def _form_batch(self) -> PrefillBatch | None:
         ready = [job for job in self._jobs if job.prepared and job not in self._in_batch and job.feed.ready.done()]
         if not ready:
             return None
         sizes = self._plan_batch([(job.cached, job.left) for job in ready])
-        jobs: list[_Job] = []
+        jobs: list[PrefillJob] = []
         chunks: list[PrefillChunk] = []
         first_rows: list[int] = []
         row = 0
@@ -356,9 +273,9 @@ class PrefillService:
             job.attempts += 1
         self._in_batch.update(jobs)
         gate = self.sink.start_batch([job.feed for job in jobs], first_rows, self.settings.batch_timeout_s)
-        return _Batch(jobs, chunks, gate)
+        return PrefillBatch(jobs, chunks, gate)
 
-    async def _run(self, batch: _Batch) -> None:
+    async def _run(self, batch: PrefillBatch) -> None:
         start = time.monotonic()
         error: DualPathError | None = None
         tokens: list[Drawn | None] = []
@@ -374,14 +291,14 @@ class PrefillService:
         if not quiet.done():
             await self._outlive(batch, quiet)
             return
-        self._count(batch, time.monotonic() - start)
+        batch.count(self.stats, self.geometry, time.monotonic() - start)
         for index, job in enumerate(batch.jobs):
             self._in_batch.discard(job)
             self._settle(job, batch.chunks[index], error, tokens[index] if tokens else None, sum(batch.gate.times.waited))
-        self._trace(batch)
+        batch.trace(self.engine_id)
         self._changed.set()
 
-    async def _outlive(self, batch: _Batch, quiet: asyncio.Future[None]) -> None:
+    async def _outlive(self, batch: PrefillBatch, quiet: asyncio.Future[None]) -> None:
         """A source is lost, but may still write to the window: its memory must wait, the requests need not."""
         self._blocked += 1
         error = TransferError(f"prefill engine {self.engine_id} waits for a lost gateway's last writes")
@@ -396,7 +313,7 @@ class PrefillService:
             self._blocked -= 1
             self._changed.set()
 
-    def _settle(self, job: _Job, chunk: PrefillChunk, error: DualPathError | None, first: Drawn | None, waited_s: float) -> None:
+    def _settle(self, job: PrefillJob, chunk: PrefillChunk, error: DualPathError | None, first: Drawn | None, waited_s: float) -> None:
         """Decide what becomes of a request after its batch has ended."""
         job.waited_s += waited_s
         if job.cancelled:
@@ -426,11 +343,11 @@ class PrefillService:
             outcome = PrefillOutcome(first, queued_s, now - job.started, job.waited_s, awaited_s, self.stats.peak_window_bytes)
             job.outcome.set_result(outcome)
 
-    def _reopen(self, job: _Job) -> None:
+    def _reopen(self, job: PrefillJob) -> None:
         job.feed = self._open_feed(job.task, job.computed)
         self._watch(job)
 
-    def _end(self, job: _Job, error: DualPathError) -> None:
+    def _end(self, job: PrefillJob, error: DualPathError) -> None:
         if job.outcome.done():
             return
         self.sink.close(job.feed)
@@ -438,31 +355,8 @@ class PrefillService:
         self._jobs.remove(job)
         job.outcome.set_exception(error)
 
-    def _finish_writes(self, job: _Job, error: str | None) -> None:
+    def _finish_writes(self, job: PrefillJob, error: str | None) -> None:
         self.endpoint.finish_writes(job.task.gateway.agent, job.task.lease_id, error)
-
-    # ---- figures
-
-    def _count(self, batch: _Batch, seconds: float) -> None:
-        stats = self.stats
-        stats.batches += 1
-        stats.computed_tokens += sum(len(chunk.tokens) for chunk in batch.chunks)
-        stats.cached_tokens += sum(chunk.cached_tokens for chunk in batch.chunks)
-        stats.compute_s += seconds
-        stats.layer_wait_s += sum(batch.gate.times.waited)
-        layer_bytes = sum(self.geometry.blocks_for(chunk.total_tokens) for chunk in batch.chunks) * self.geometry.layer_block_bytes
-        resident = batch.gate.peak_ring_slots * layer_bytes
-        if resident > stats.peak_window_bytes:
-            stats.peak_window_bytes, stats.peak_layer_bytes = resident, layer_bytes
-
-    def _trace(self, batch: _Batch) -> None:
-        """One span per layer and request, from the gate's clock: `waited_s` shows which layer's KV came late."""
-        if not tracing.enabled():
-            return
-        times = batch.gate.times
-        for job in batch.jobs:
-            for layer, (entered, left, waited) in enumerate(zip(times.entered_at, times.left_at, times.waited, strict=False)):
-                tracing.record("prefill.layer", job.task.trace, entered - waited, left, layer=layer, waited_s=waited, engine=self.engine_id)
 
     # ---- housekeeping
 
