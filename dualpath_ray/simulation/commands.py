@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,17 @@ def simulate(
 @click.argument("experiment", default="all", type=click.Choice(["all", *EXPERIMENTS]))
 @click.option("--max-agents", type=click.IntRange(1), help="Leave out settings with more agents (quicker).")
 @click.option("--online-seconds", type=float, default=2400.0, show_default=True, help="Simulated length of each online run.")
+@click.option("--jobs", type=click.IntRange(1), help="Settings simulated at once.  [default: the number of cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--plots", type=click.Path(file_okay=False), help="Write plots to this directory.")
-def reproduce(experiment: str, max_agents: int | None, online_seconds: float, as_json: bool, plots: str | None) -> None:
+def reproduce(experiment: str, max_agents: int | None, online_seconds: float, jobs: int | None, as_json: bool, plots: str | None) -> None:
     """Run the paper's experiments and print ours beside the paper's."""
     from dualpath_ray.simulation import reproduce as module
 
     console = Console(stderr=True)
-    cells = module.Reproduction(lambda line: console.print(line, highlight=False), online_seconds).cells(experiment, max_agents)
+    jobs = jobs or os.cpu_count() or 1
+    reproduction = module.Reproduction(lambda line: console.print(line, highlight=False), online_seconds, jobs)
+    cells = reproduction.cells(experiment, max_agents)
     document = module.document(cells)
     if plots:
         from dualpath_ray.simulation.plots import plot_reproduction

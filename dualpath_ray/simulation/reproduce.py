@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
@@ -10,58 +13,99 @@ from dualpath_ray.simulation.experiment import Experiment, run
 from dualpath_ray.simulation.reference import ReferenceCell, reference_cells
 
 APS_GRID = {"ds-660b": tuple(round(0.05 * i, 2) for i in range(2, 13)), "ds-27b": (0.25, 0.3, 0.4, 0.5, 0.6, 0.75)}
-TPOT_LIMIT_S = 0.05
+TTFT_LIMIT_S, TPOT_LIMIT_S = 4.0, 0.05
+ONLINE_COUNTS_AS = 2048  # agents, when the longest runs are begun first
 
 Cell = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
 class Reproduction:
-    """Runs each distinct setting once and fills in `ours` of every cell. `online_s` is the simulated length of an online run."""
+    """Simulates the paper's experiments, each distinct setting once, in `jobs` processes.
 
-    def __init__(self, note: Callable[[str], None] = lambda _: None, online_s: float = 3600.0) -> None:
-        self._note = note
-        self._online_s = online_s
-        self._runs: dict[tuple[Any, ...], dict[str, Any]] = {}
+    `online_s` is the simulated length of an online run; `note` gets a line whenever a setting is done.
+    """
+
+    note: Callable[[str], None] = lambda _: None
+    online_s: float = 3600.0
+    jobs: int = 1
 
     def cells(self, experiment: str, most_agents: int | None = None) -> list[Cell]:
-        """All cells of an experiment (or `all`), cheapest runs first; settings with more agents than `most_agents` are left out."""
-        wanted = [c for c in reference_cells(experiment) if most_agents is None or c.agents <= most_agents]
-        wanted.sort(key=lambda c: (c.agents, c.mal))
-        return [self._cell(cell) for cell in wanted]
+        """All cells of an experiment (or `all`) with `ours` filled in; settings with more agents than `most_agents` are left out."""
+        return self.fill([c for c in reference_cells(experiment) if most_agents is None or c.agents <= most_agents])
 
-    def _cell(self, cell: ReferenceCell) -> Cell:
-        names = ("experiment", "model", "prefill_nodes", "decode_nodes", "mal", "agents", "mode", "metric")
-        ours = self._capacity(cell) if cell.metric == "capacity_aps" else _pick(cell.metric, self._run(cell, cell.aps))
-        error = (ours - cell.paper) / cell.paper if ours is not None and cell.paper else None
-        filled = {name: getattr(cell, name) for name in names}
-        return {**filled, "ours": ours, "paper": cell.paper, "relative_error": error, "reading_error": cell.reading_error}
+    def fill(self, wanted: Sequence[ReferenceCell]) -> list[Cell]:
+        """The cells, by number of agents, with what is simulated beside the paper's number."""
+        settings: dict[tuple[Any, ...], list[ReferenceCell]] = {}
+        for cell in wanted:
+            settings.setdefault(_setting(cell), []).append(cell)
+        largest_first = sorted(settings.values(), key=lambda cells: -(cells[0].agents or ONLINE_COUNTS_AS))
+        filled: dict[ReferenceCell, Cell] = {}
+        for number, (cells, results) in enumerate(self._simulated(largest_first), 1):
+            filled |= zip(cells, results, strict=True)
+            self.note(f"{number} of {len(settings)}: {_describe(cells[0])}")
+        return [filled[cell] for cell in sorted(wanted, key=lambda c: (c.agents, c.mal))]
 
-    def _run(self, cell: ReferenceCell, aps: float | None) -> dict[str, Any]:
-        key = (cell.model, cell.prefill_nodes, cell.decode_nodes, cell.mal, cell.agents, cell.mode, aps)
-        if key not in self._runs:
-            what = f"{cell.agents} agents" if aps is None else f"{aps:g} APS"
-            self._note(f"{cell.experiment}: {cell.model} {cell.prefill_nodes}P{cell.decode_nodes}D {cell.mal} {what} {cell.mode}")
-            experiment = Experiment(
-                model=cell.model,
-                cluster=ClusterSpec(prefill_nodes=cell.prefill_nodes, decode_nodes=cell.decode_nodes),
-                mode=cell.mode,
-                mal=cell.mal,
-                agents=max(1, cell.agents),
-                aps=aps,
-                duration_s=self._online_s,
+    def _simulated(self, settings: Sequence[list[ReferenceCell]]) -> Iterator[tuple[list[ReferenceCell], list[Cell]]]:
+        """As they end. A setting is simulated in one process, since whether the next rate is run depends on the one before."""
+        if self.jobs == 1:
+            yield from ((cells, _simulate(cells, self.online_s)) for cells in settings)
+            return
+        with ProcessPoolExecutor(self.jobs, get_context("spawn")) as pool:
+            running = {pool.submit(_simulate, cells, self.online_s): cells for cells in settings}
+            try:
+                yield from ((running[done], done.result()) for done in as_completed(running))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _setting(cell: ReferenceCell) -> tuple[Any, ...]:
+    return cell.model, cell.prefill_nodes, cell.decode_nodes, cell.mal, cell.agents, cell.mode
+
+
+def _describe(cell: ReferenceCell) -> str:
+    return f"{cell.model} {cell.prefill_nodes}P{cell.decode_nodes}D {cell.mal} {cell.agents or 'arriving'} agents, {cell.mode}"
+
+
+def _simulate(cells: Sequence[ReferenceCell], online_s: float) -> list[Cell]:
+    """Cells of one setting: offline one run, online one per rate."""
+    first, runs = cells[0], dict[float | None, dict[str, Any]]()
+
+    def result(aps: float | None) -> dict[str, Any]:
+        if aps not in runs:
+            runs[aps] = run(
+                Experiment(
+                    model=first.model,
+                    cluster=ClusterSpec(prefill_nodes=first.prefill_nodes, decode_nodes=first.decode_nodes),
+                    mode=first.mode,
+                    mal=first.mal,
+                    agents=max(1, first.agents),
+                    aps=aps,
+                    duration_s=online_s,
+                )
             )
-            self._runs[key] = run(experiment)
-        return self._runs[key]
+        return runs[aps]
 
-    def _capacity(self, cell: ReferenceCell) -> float:
-        """The last rate of the paper's grid at which TTFT and TPOT meet the SLO."""
-        last = 0.0
-        for aps in APS_GRID[cell.model]:
-            result = self._run(cell, aps)
-            if result["overloaded"] or result["ttft_s"]["mean"] > 4.0 or result["tpot_s"]["mean"] > TPOT_LIMIT_S:
-                break
-            last = aps
-        return last
+    return [_fill(cell, result) for cell in cells]
+
+
+def _fill(cell: ReferenceCell, result: Callable[[float | None], dict[str, Any]]) -> Cell:
+    names = ("experiment", "model", "prefill_nodes", "decode_nodes", "mal", "agents", "mode", "metric")
+    ours = _capacity(cell, result) if cell.metric == "capacity_aps" else _pick(cell.metric, result(cell.aps))
+    error = (ours - cell.paper) / cell.paper if ours is not None and cell.paper else None
+    filled = {name: getattr(cell, name) for name in names}
+    return {**filled, "ours": ours, "paper": cell.paper, "relative_error": error, "reading_error": cell.reading_error}
+
+
+def _capacity(cell: ReferenceCell, result: Callable[[float | None], dict[str, Any]]) -> float:
+    """The last rate of the paper's grid at which TTFT and TPOT meet the SLO."""
+    last = 0.0
+    for aps in APS_GRID[cell.model]:
+        measured = result(aps)
+        if measured["overloaded"] or measured["ttft_s"]["mean"] > TTFT_LIMIT_S or measured["tpot_s"]["mean"] > TPOT_LIMIT_S:
+            break
+        last = aps
+    return last
 
 
 def _pick(metric: str, result: dict[str, Any]) -> float | None:

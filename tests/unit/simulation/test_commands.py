@@ -12,8 +12,8 @@ from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation import planner
 from dualpath_ray.simulation.commands import bench_scheduler, plan, reproduce, simulate
 from dualpath_ray.simulation.experiment import Experiment, run
-from dualpath_ray.simulation.reference import EXPERIMENTS, reference_cells
-from dualpath_ray.simulation.reproduce import ablation_steps, document, ratios
+from dualpath_ray.simulation.reference import EXPERIMENTS, ReferenceCell, reference_cells
+from dualpath_ray.simulation.reproduce import Reproduction, ablation_steps, document, ratios
 from dualpath_ray.simulation.scheduler_bench import bench
 
 
@@ -118,6 +118,24 @@ def test_document_sums_up_errors() -> None:
     assert errors["fig7_jct"] == pytest.approx(0.75)
     assert errors["fig7_ratio"] == pytest.approx(3.0)
     assert errors["ablation"] == pytest.approx(0.1)
+
+
+def test_settings_are_simulated_once_and_in_any_number_of_processes() -> None:
+    wanted = [
+        ReferenceCell("fig7", "ds-27b", 1, 1, "32K", agents, mode, metric, 100.0, 0.0)
+        for agents in (2, 1)
+        for mode in ("basic", "ours")
+        for metric in ("jct_s", "ttft_s")
+    ]
+    lines: list[str] = []
+    alone = Reproduction(lines.append).fill(wanted)
+    assert len(lines) == 4
+    assert [(cell["agents"], cell["mode"], cell["metric"]) for cell in alone[:3]] == [
+        (1, "basic", "jct_s"),
+        (1, "basic", "ttft_s"),
+        (1, "ours", "jct_s"),
+    ]
+    assert Reproduction(jobs=2).fill(wanted) == alone
 
 
 def test_reproduce_and_plots(tmp_path: Path) -> None:
