@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dualpath_ray.busy_clock import BusyClock
 from dualpath_ray.errors import BlockError, DualPathError, TransferError
 from dualpath_ray.gateway_settings import GatewayStats
 from dualpath_ray.kv.geometry import KVGeometry
@@ -51,12 +52,15 @@ class BlockLoader:
         self._stats, self._on_bad, self._on_read, self._on_hit = stats, on_bad, on_read, on_hit
         self._groups = max(1, min(layer_groups, store.layer_groups(), self._geometry.layers))
         self.queue_tokens = 0
-        self.queue_bytes = 0
-        self._busy_s, self._busy_since = 0.0, 0.0
+        self._reading = BusyClock()  # bytes
+
+    @property
+    def queue_bytes(self) -> int:
+        return self._reading.amount
 
     def busy_seconds(self) -> float:
         """Time since start during which something was being read: bytes read over it is the storage NIC's measured bandwidth."""
-        return self._busy_s + (time.monotonic() - self._busy_since if self.queue_bytes else 0.0)
+        return self._reading.seconds()
 
     async def load(self, lease: Lease, request: LeaseRequest) -> LoadOutcome:
         """Read and forward the request's blocks; resident ones need no reading. The caller holds the lease.
@@ -121,9 +125,7 @@ class BlockLoader:
     def _reads_begin(self, request: LeaseRequest, blocks: int) -> Callable[[], None]:
         """Account for a request's reads of `blocks` blocks; what is returned ends that, once."""
         nbytes, tokens = blocks * self._geometry.full_block_bytes, blocks * self._geometry.block_tokens
-        if not self.queue_bytes:
-            self._busy_since = time.monotonic()
-        self.queue_bytes += nbytes
+        self._reading.add(nbytes)
         self.queue_tokens += tokens
         under_way = True
 
@@ -132,10 +134,8 @@ class BlockLoader:
             if not under_way:
                 return
             under_way = False
-            self.queue_bytes -= nbytes
+            self._reading.take(nbytes)
             self.queue_tokens -= tokens
-            if not self.queue_bytes:
-                self._busy_s += time.monotonic() - self._busy_since
             self._on_read(request)
 
         return end

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from dualpath_ray.busy_clock import BusyClock
 from dualpath_ray.errors import ConfigError, DualPathError, StaleEpochError, TransferError
 from dualpath_ray.rdma.readiness import MemoryLimit, rdma_problems
 from dualpath_ray.rdma.sysfs import read_machine
@@ -62,8 +63,7 @@ class Endpoint:
         self._closed_leases: OrderedDict[tuple[str, int], _ClosedLease] = OrderedDict()
         self._stopping = self._ended = False
         self._last_event = 0.0
-        self._outstanding = 0  # pushes that wait or are under way
-        self._busy_since = 0.0
+        self._outstanding = BusyClock()  # pushes that wait or are under way
         self._started: threading.Event = threading.Event()
         self._failure: BaseException | None = None
         self._lanes: Lanes
@@ -114,8 +114,7 @@ class Endpoint:
 
     def busy_seconds(self) -> float:
         """Seconds since start in which something was to be pushed: over time, the utilisation of this process's end of the network."""
-        since = self._busy_since
-        return self.stats.busy_seconds + (time.monotonic() - since if since else 0.0)
+        return self._outstanding.seconds()
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the endpoint's thread soon."""
@@ -228,9 +227,7 @@ class Endpoint:
         if push.lease is not None:
             self._lease_pushes[push.peer, push.lease] += 1
             self._lease_classes[push.peer, push.lease] = push.traffic
-        if not self._outstanding:
-            self._busy_since = time.monotonic()
-        self._outstanding += 1
+        self._outstanding.add(1)
         self._pushes.add(push)
 
     def _refusal(self, push: Push) -> DualPathError | None:
@@ -243,10 +240,7 @@ class Endpoint:
         return None
 
     def _push_ended(self, push: Push) -> None:
-        self._outstanding -= 1
-        if not self._outstanding:
-            self.stats.busy_seconds += time.monotonic() - self._busy_since
-            self._busy_since = 0.0
+        self._outstanding.take(1)
         if push.error is None:
             self.stats.pushes[push.kind] += 1
             if push.message is not None and not push.attached:

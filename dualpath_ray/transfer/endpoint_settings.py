@@ -24,13 +24,11 @@ class EndpointSettings:
 
 @dataclass(slots=True)
 class EndpointStats:
-    """Counters since start. `push_seconds` is the time the thread spent inside NIXL's posting and checking calls, `busy_seconds` the time
-    in which at least one push waited or was under way (up to the end of the last such stretch; see `Endpoint.busy_seconds`)."""
+    """Counters since start. `push_seconds` is the time the thread spent inside NIXL's posting and checking calls."""
 
     pushed_bytes: Counter[str] = field(default_factory=Counter)  # by "local->remote" region
     pushes: Counter[str] = field(default_factory=Counter)
     push_seconds: float = 0.0
-    busy_seconds: float = 0.0
     failed_pushes: int = 0
     refused_pushes: int = 0
     messages_sent: int = 0
