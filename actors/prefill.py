@@ -63,6 +63,7 @@ class PrefillActor(ClusterProcess):
         return self._service.endpoint.agent_name
 
     def _load(self) -> EngineLoad:
+        cost = self._service.cost.fitted()
         return EngineLoad(
             engine_id=self._identity.engine_id,
             node_id=self._identity.node_id,
@@ -71,6 +72,8 @@ class PrefillActor(ClusterProcess):
             unfinished_tokens=self._service.unfinished_tokens,
             free_hbm_tokens=0,
             reported_at=0.0,
+            # Without the fixed part: requests of a batch share it, and it speaks neither for loading nor for computing.
+            prefill_cost=None if cost is None else AttentionTimeModel(cost.pair_s, cost.token_s),
         )
 
     def _figures(self) -> dict[str, float]:

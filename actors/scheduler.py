@@ -316,6 +316,7 @@ class SchedulerActor:
             reads=reads,
             peers={name: self._supervisor.current[name].registration.peer for name in named},
             queued_s=now - waiting.since,
+            stored_blocks=waiting.stored_blocks,
         )
 
     # ---- watching

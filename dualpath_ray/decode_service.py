@@ -221,7 +221,7 @@ class DecodeService:
         keys, root = flow.task.keys, flow.task.root
         persist = tuple(
             PersistBlock(block, keys[block], keys[block - 1] if block else root)
-            for block in range(route.hit_blocks, tokens // self.geometry.block_tokens)
+            for block in range(max(route.hit_blocks, route.stored_blocks), tokens // self.geometry.block_tokens)
             if self.settings.persist
         )
         assert flow.lease is not None

@@ -28,7 +28,10 @@ class ReadPart:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one attempt of a request runs. `peers` has the data-plane address of every process named here, by engine id."""
+    """Where one attempt of a request runs. `peers` has the data-plane address of every process named here, by engine id.
+
+    Of the prompt's blocks, `stored_blocks` are in storage and `hit_blocks` of these are read; the others are computed again.
+    """
 
     request_id: str
     epoch: int
@@ -40,6 +43,7 @@ class Route:
     reads: tuple[ReadPart, ...]
     peers: Mapping[str, PeerInfo]
     queued_s: float = 0.0
+    stored_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ class PrefillBatch:
         if resident > stats.peak_window_bytes:
             stats.peak_window_bytes, stats.peak_layer_bytes = resident, layer_bytes
 
+    def cost(self) -> tuple[list[tuple[int, int]], float]:
+        """(cached, new) tokens of the chunks, and the seconds for which layers were computed (not waited for). Only after a run."""
+        times = self.gate.times
+        sizes = [(chunk.cached_tokens, len(chunk.tokens)) for chunk in self.chunks]
+        return sizes, times.left_at[-1] - times.entered_at[0] - sum(times.waited[1:])
+
     def trace(self, engine_id: str) -> None:
         """Record one span per layer and request, from the gate's clock: `waited_s` shows which layer's KV came late."""
         if not tracing.enabled():

@@ -34,6 +34,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.staging import REGION as STAGING
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
 from dualpath_ray.prefill_batch import PrefillBatch, PrefillJob, PrefillStats, WholeBatchGate, WindowGate
+from dualpath_ray.prefill_cost import PrefillCost
 from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
@@ -75,7 +76,7 @@ class PrefillService:
         if not self.settings.layerwise and window.layers_resident < geometry.layers:
             raise ConfigError(f"without layerwise prefill the window must hold all {geometry.layers} layers, not {window.layers_resident}")
         self._gate_of = WindowGate if self.settings.layerwise else WholeBatchGate
-        self.stats = PrefillStats()
+        self.stats, self.cost = PrefillStats(), PrefillCost()
         self._model, self._window, self._plan_batch = model, window, plan_batch
         self._runner = PrefillRunner(model)
         self._grammars = Grammars(model.path, model.vocab_size, model.eos_token_ids)
@@ -292,6 +293,8 @@ class PrefillService:
             await self._outlive(batch, quiet)
             return
         batch.count(self.stats, self.geometry, time.monotonic() - start)
+        if error is None:
+            self.cost.add(*batch.cost())
         for index, job in enumerate(batch.jobs):
             self._in_batch.discard(job)
             self._settle(job, batch.chunks[index], error, tokens[index] if tokens else None, sum(batch.gate.times.waited))

@@ -387,11 +387,15 @@ class SchedulerCore:
         return ReadCandidate(node.node_id, queue, node.load.snic_bandwidth, node.free_slots)
 
     def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
-        if not self.settings.recompute:
+        cost = self._cost(engine)
+        if not self.settings.recompute or not (cost.per_token_s or cost.per_pair_s):
             return demand
         prefill, decode = self._candidate(self._nodes[engine.load.node_id]), self._candidate(decode_node)
         sources = reading_sides(self.settings.read_mode, prefill, decode, demand.hit_blocks, self._turn)
-        return with_loaded_prefix(demand, sources, self._prefill_s, engine.accounted_s)
+        return with_loaded_prefix(demand, sources, cost, engine.accounted_s)
+
+    def _cost(self, engine: EngineAccount) -> AttentionTimeModel:
+        return engine.load.prefill_cost or self._prefill_s
 
     def _pool(self) -> list[ReadCandidate]:
         """The nodes whose storage NICs drain first."""
@@ -426,7 +430,8 @@ class SchedulerCore:
         slots = {node_id: tokens // demand.block_tokens for node_id, tokens in reads.items()}
         slots[assignment.decode_node] = demand.prompt_blocks
         tokens = demand.computed_tokens + round(self.settings.hit_token_weight * demand.hit_tokens)
-        seconds = self._prefill_s(demand.hit_tokens, demand.computed_tokens)
+        prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
+        seconds = self._cost(prefill)(demand.hit_tokens, demand.computed_tokens)
         self._running[demand.request_id] = _Running(demand, assignment, tokens, seconds, reads, slots)
         for node_id, read_tokens in reads.items():
             self._node(node_id).accounted_read_tokens += read_tokens
@@ -434,7 +439,6 @@ class SchedulerCore:
         for node_id, count in slots.items():
             self._node(node_id).accounted_slots += count
         self._turn += 1
-        prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
         prefill.last_chosen = decode.last_chosen = self._turn
         prefill.add(demand.request_id, tokens, seconds)
         decode.add(demand.request_id, demand.kv_tokens)

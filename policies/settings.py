@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 ReadMode = Literal["prefill_only", "alternate", "shorter_queue", "split", "pool"]
 QueueView = Literal["accounted", "reported"]
@@ -83,16 +83,16 @@ class SchedulingSettings(BaseModel):
     prefill_token_s: float = Field(
         default=0.0,
         ge=0.0,
-        description="Seconds a prefill engine needs per computed token, measured on it; 0: not known. Orders requests by slack; "
-        "needed for recompute.",
+        description="Seconds a prefill engine needs per computed token; 0: not known. Orders requests by slack, and stands for what an "
+        "engine costs until it has measured that.",
     )
     prefill_pair_s: float = Field(
-        default=0.0, ge=0.0, description="Seconds a prefill engine needs per pair of a computed token and one before it, measured on it."
+        default=0.0, ge=0.0, description="Seconds a prefill engine needs per pair of a computed token and one before it; likewise."
     )
     recompute: bool = Field(
         default=False,
-        description="Recompute the last hit blocks of a request where that is faster than to read them. Off, since with a cost curve that "
-        "is wrong it turns cheap reads into computation: measure prefill_token_s first.",
+        description="Recompute the last hit blocks of a request where that is faster than to read them, by what prefill engines have "
+        "measured that computing costs, and gateways reading.",
     )
     rebalance: bool = Field(
         default=False,
@@ -105,9 +105,3 @@ class SchedulingSettings(BaseModel):
         le=1.0,
         description="A request is taken back only if that lowers the load by more than this share of the fuller engine's.",
     )
-
-    @model_validator(mode="after")
-    def _recompute_needs_a_curve(self) -> Self:
-        if self.recompute and not self.prefill_token_s:
-            raise ValueError("recompute needs prefill_token_s, the measured cost of a token")
-        return self

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
+from policies.batch_quota import AttentionTimeModel
+
 Role = Literal["prefill", "decode"]
 Source = Literal["storage", "dram"]
 
@@ -21,6 +23,7 @@ class EngineLoad:
     `free_hbm_tokens` is how many more tokens of KV the decode pool could hold now; prefill engines say 0.
     `hbm_capacity_tokens` is the size of the empty pool; left 0, the largest `free_hbm_tokens` ever reported stands for it.
     `group` names the scheduling group of a decode engine; left empty, the engines of one node form a group.
+    `prefill_cost` is what computing costs a prefill engine, as it has measured; None: not known, the settings' values stand for it.
     """
 
     engine_id: str
@@ -32,6 +35,7 @@ class EngineLoad:
     reported_at: float
     hbm_capacity_tokens: int = 0
     group: str = ""
+    prefill_cost: AttentionTimeModel | None = None
 
 
 @dataclass(frozen=True, slots=True)

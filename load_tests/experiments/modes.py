@@ -29,8 +29,9 @@ MODES = {
         Mode("shorter_queue", "shorter_queue"),
         Mode("split", "split"),
         Mode("pool", "pool"),
+        Mode("cheapest", "split", ("scheduling.recompute=true",)),
         Mode("oracle", "split", unlimited_snic=True),
         Mode("recompute", "prefill_only", share_nothing=True),
     )
 }
-DUAL = ("shorter_queue", "split", "pool")  # all storage NICs are used, and requests are scheduled accordingly
+DUAL = ("shorter_queue", "split", "pool", "cheapest")  # all storage NICs are used, and requests are scheduled accordingly

@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from policies.batch_quota import AttentionTimeModel
 from policies.core import SchedulerCore
 from policies.errors import Infeasible, PolicyError, QueueFull
 from policies.settings import SchedulingSettings
@@ -342,9 +343,18 @@ def test_hits_that_a_busy_store_delivers_late_are_recomputed() -> None:
     assert account.accounted_s == 0.0 and core.node_account("p0").accounted_read_tokens == 0
 
 
-def test_recompute_without_a_cost_curve_is_refused() -> None:
-    with pytest.raises(ValueError, match="prefill_token_s"):
-        cluster(recompute=True)
+def test_what_an_engine_has_measured_decides_and_before_that_all_hits_are_loaded() -> None:
+    core = cluster(per_node=1, free=1_000_000, read_mode="prefill_only", recompute=True)
+    core.update_node(node("p0", read_queue_tokens=64 * 100_000))  # 6.4 s of reading in front
+    core.submit(demand("before", prompt=3000, hit_blocks=40, block_bytes=64 * 1000))
+    assert core.decide(0.0)[0].read_plan.blocks == 40
+    core.prefill_done("before")
+    for seconds, loaded in ((1e-4, 0), (1e-1, 40)):
+        core.update_engine(engine("p0e0", "p0", "prefill", prefill_cost=AttentionTimeModel(0.0, seconds)))
+        core.submit(demand(f"{seconds}", prompt=3000, hit_blocks=40, block_bytes=64 * 1000))
+        assert core.decide(0.0)[0].read_plan.blocks == loaded
+        core.prefill_done(f"{seconds}")
+    assert core.engine_account("p0e0").accounted_s == 0.0
 
 
 def test_unstarted_requests_of_an_engine_that_fell_behind_are_asked_back_once() -> None:
