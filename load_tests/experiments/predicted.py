@@ -1,14 +1,14 @@
 """Job completion times that the simulator predicts for the testbed, beside what was measured on it.
 
-`python -m load_tests.experiments.predicted` takes the measurements of measured.csv (docs/experiments.md, Gain: there `basic` had layerwise
-prefill, which the simulator calls `layerwise_scheduled`). With `--gain FILE` those of `gain --json` are taken.
+`python -m load_tests.experiments.predicted` takes the measurements of measured.csv (docs/experiments.md, Gain). With `--gain FILE` those of
+`gain --json` are taken, and the workload that they were made with.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from dualpath_ray.simulation.experiment import Experiment, run
 from load_tests.experiments.workload import Workload
 
 HERE = Path(__file__).parent
-WORKLOAD = Workload(turns=4)
+WORKLOAD = Workload()  # of measured.csv
 SIMULATED_AS = {"layerwise": "layerwise_scheduled"}  # how the simulator calls a measured mode, where the names differ
+NOT_SIMULATED = ("oracle", "recompute", "cheapest")  # other NICs, other hits, cost curves of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,18 @@ class Comparison:
         return self.predicted_s / self.measured_s - 1
 
 
-def measured(gain: Path | None) -> Iterator[tuple[str, str, float]]:
-    """Shape, mode and JCT of each measurement."""
+def measured(gain: Path | None) -> tuple[Workload, list[tuple[str, str, float]]]:
+    """The workload; shape, mode and JCT of each measurement."""
     if gain is None:
         with (HERE / "measured.csv").open() as file:
-            yield from ((row["shape"], row["mode"], float(row["jct_s"])) for row in csv.DictReader(file))
-        return
-    for row in json.loads(gain.read_text())["runs"]:
-        if row["mode"] not in ("oracle", "recompute"):  # other NICs, other hits
-            yield row["testbed"], SIMULATED_AS.get(row["mode"], row["mode"]), float(row["jct_s"])
+            return WORKLOAD, [(row["shape"], row["mode"], float(row["jct_s"])) for row in csv.DictReader(file)]
+    document = json.loads(gain.read_text())
+    rows = [
+        (row["testbed"], SIMULATED_AS.get(row["mode"], row["mode"]), float(row["jct_s"]))
+        for row in document["runs"]
+        if row["mode"] not in NOT_SIMULATED
+    ]
+    return Workload(**document["workload"]), rows
 
 
 def sessions(workload: Workload) -> str:
@@ -55,11 +59,11 @@ def sessions(workload: Workload) -> str:
     return "\n".join(lines) + "\n"
 
 
-def predict(shape: str, mode: str) -> float:
+def predict(shape: str, mode: str, trace: Path) -> float:
     document = yaml.safe_load((HERE / "testbed.yaml").read_text())
     prefill, decode = parse_nodes(shape)
     document["cluster"] |= {"prefill_nodes": prefill, "decode_nodes": decode}
-    document |= {"mode": mode, "trace": str(HERE / "testbed_sessions.jsonl")}
+    document |= {"mode": mode, "trace": str(trace)}
     return float(run(Experiment.model_validate(document))["jct_s"])
 
 
@@ -68,7 +72,11 @@ def predict(shape: str, mode: str) -> float:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def main(gain: Path | None, as_json: bool) -> None:
     """Predicted beside measured job completion times of the testbed."""
-    rows = [Comparison(shape, mode, predict(shape, mode), jct) for shape, mode, jct in measured(gain)]
+    workload, runs = measured(gain)
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as trace:
+        trace.write(sessions(workload))
+        trace.flush()
+        rows = [Comparison(shape, mode, predict(shape, mode, Path(trace.name)), jct) for shape, mode, jct in runs]
     if as_json:
         names = ("shape", "mode", "predicted_s", "measured_s", "error")
         click.echo(json.dumps([{name: getattr(row, name) for name in names} for row in rows]))
