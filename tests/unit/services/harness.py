@@ -103,7 +103,8 @@ class System:
     def task(self, request: GenerationRequest, side: Side, max_hits: int | None = None) -> DecodeTask:
         root = root_key(self.model.fingerprint, request.block_salt, self.geometry)
         keys = tuple(block_keys(root, request.tokens, self.geometry.block_tokens))
-        hits = min(self.index.longest_match(keys), (len(request.tokens) - 1) // self.geometry.block_tokens)
+        stored = self.index.longest_match(keys)
+        hits = min(stored, (len(request.tokens) - 1) // self.geometry.block_tokens)
         hits = 0 if side == "recompute" else hits if max_hits is None else min(hits, max_hits)
         route = Route(
             request.request_id,
@@ -120,6 +121,7 @@ class System:
                 "p0": self.gateways["p0"].endpoint.info,
                 "d0": self.gateways["d0"].endpoint.info,
             },
+            stored_blocks=stored,
         )
         return DecodeTask(request, route, keys, root)
 

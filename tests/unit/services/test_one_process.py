@@ -107,6 +107,20 @@ async def test_bytes_of_each_path_are_exact(tiny_llama: Path, tmp_path: Path, si
         assert system.gateways["p0"].stats.leases - before["p0"] == (1 if by_side[0] else 0)
 
 
+async def test_stored_blocks_that_are_computed_again_are_not_written_again(tiny_llama: Path, tmp_path: Path) -> None:
+    prompt = [token for turn in agent_turns(3, 6) for token in turn]
+    async with running_system(shared_model(tiny_llama), tmp_path) as system:
+        first = await system.ask(prompt, "recompute", max_new=1)
+        await system.settle()
+        written = system.gateways["d0"].stats.persisted_blocks
+        assert written == len(prompt) // system.geometry.block_tokens
+        again = await system.ask(prompt, "decode", max_new=1, max_hits=2)
+        await system.settle()
+        assert again.tokens == first.tokens
+        assert again.usage.cached_tokens == 2 * system.geometry.block_tokens
+        assert system.gateways["d0"].stats.persisted_blocks == written
+
+
 async def test_text_is_the_same_without_layerwise_prefill(tiny_llama: Path, tmp_path: Path) -> None:
     model = shared_model(tiny_llama)
     history: list[int] = []
