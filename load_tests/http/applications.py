@@ -75,7 +75,8 @@ def nothing() -> Application:
 
 
 def emulated(settings: Settings, model_path: str, version: int = 0) -> Application:
-    """A new `version` is a redeploy: Serve replaces the replica."""
+    """A new `version` is a redeploy: Serve replaces a replica whose environment has changed."""
     deployment: Any = Emulated
-    application: Application = deployment.options(version=str(version)).bind(settings, model_path)
+    environment = {"env_vars": {"DUALPATH_EMULATED_VERSION": str(version)}}
+    application: Application = deployment.options(ray_actor_options={"runtime_env": environment}).bind(settings, model_path)
     return application
