@@ -77,6 +77,6 @@ def nothing() -> Application:
 def emulated(settings: Settings, model_path: str, version: int = 0) -> Application:
     """A new `version` is a redeploy: Serve replaces a replica whose environment has changed."""
     deployment: Any = Emulated
-    environment = {"env_vars": {"DUALPATH_EMULATED_VERSION": str(version)}}
-    application: Application = deployment.options(ray_actor_options={"runtime_env": environment}).bind(settings, model_path)
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DUALPATH_EMULATED_VERSION": str(version)}}}
+    application: Application = deployment.options(ray_actor_options=options).bind(settings, model_path)
     return application
