@@ -35,16 +35,19 @@ class Reproduction:
         return self.fill([c for c in reference_cells(experiment) if most_agents is None or c.agents <= most_agents])
 
     def fill(self, wanted: Sequence[ReferenceCell]) -> list[Cell]:
-        """The cells, by number of agents, with what is simulated beside the paper's number."""
+        """The cells, by number of agents, with what is simulated beside the paper's number; after Ctrl-C those that are done."""
         settings: dict[tuple[Any, ...], list[ReferenceCell]] = {}
         for cell in wanted:
             settings.setdefault(_setting(cell), []).append(cell)
         largest_first = sorted(settings.values(), key=lambda cells: -(cells[0].agents or ONLINE_COUNTS_AS))
         filled: dict[ReferenceCell, Cell] = {}
-        for number, (cells, results) in enumerate(self._simulated(largest_first), 1):
-            filled |= zip(cells, results, strict=True)
-            self.note(f"{number} of {len(settings)}: {_describe(cells[0])}")
-        return [filled[cell] for cell in sorted(wanted, key=lambda c: (c.agents, c.mal))]
+        try:
+            for number, (cells, results) in enumerate(self._simulated(largest_first), 1):
+                filled |= zip(cells, results, strict=True)
+                self.note(f"{number} of {len(settings)}: {_describe(cells[0])}")
+        except KeyboardInterrupt:
+            self.note("interrupted: the settings above are all there is")
+        return [filled[cell] for cell in sorted(wanted, key=lambda c: (c.agents, c.mal)) if cell in filled]
 
     def _simulated(self, settings: Sequence[list[ReferenceCell]]) -> Iterator[tuple[list[ReferenceCell], list[Cell]]]:
         """As they end. A setting is simulated in one process, since whether the next rate is run depends on the one before."""

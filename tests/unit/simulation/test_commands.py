@@ -137,6 +137,17 @@ def test_settings_are_simulated_once_and_in_any_number_of_processes() -> None:
     ]
     assert Reproduction(jobs=2).fill(wanted) == alone
 
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    done = Reproduction(note).fill(wanted)
+    assert done == [cell for cell in alone if cell["agents"] == 2], "the largest were first"
+    assert told[-1].startswith("interrupted")
+
 
 def test_reproduce_and_plots(tmp_path: Path) -> None:
     assert CliRunner().invoke(reproduce, ["fig7", "--max-agents", "1", "--json"]).exit_code == 0
