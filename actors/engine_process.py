@@ -31,6 +31,8 @@ from policies.vocabulary import EngineLoad, NodeLoad, Role
 
 log = logging.getLogger(__name__)
 
+START_AGAIN_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -60,8 +62,10 @@ class ClusterProcess:
         self._calls = ActorCalls(identity.namespace)
         self._start_lock = asyncio.Lock()
         self._agent_name = ""
+        context = ray.get_runtime_context()
+        actor = context.current_actor
         # Queued behind this constructor.
-        ray.get_runtime_context().current_actor.start.remote()
+        (actor.come_back if context.was_current_actor_reconstructed else actor.start).remote()
 
     async def start(self) -> str:
         """Bring this incarnation up, once. Returns its agent name. Raises what went wrong; the next call tries again."""
@@ -74,6 +78,15 @@ class ClusterProcess:
                     log.error("start failed: %s", error)
                     raise
         return self._agent_name
+
+    async def come_back(self) -> None:
+        """`start`, for an incarnation that Ray has started: nobody waits for it. If it cannot come up (a link is down, the store does not
+        answer), it ends, and Ray tries again with a new process."""
+        try:
+            await self.start()
+        except Exception:
+            await asyncio.sleep(START_AGAIN_S)
+            os._exit(1)
 
     async def _bring_up(self) -> str:
         """Make the service and its reporter; returns the agent name."""

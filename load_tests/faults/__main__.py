@@ -28,6 +28,7 @@ from load_tests.testbed.network import unavailable
 @click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Priority of the hosts' processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON on stdout.")
 @click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Write a plot into this folder.")
+@click.option("--logs", type=click.Path(path_type=Path, file_okay=False), help="Copy the hosts' Ray logs into this folder at the end.")
 @click.option("--set", "overrides", multiple=True, help="Setting of the cluster, e.g. storage.layer_groups=1.")
 def main(
     faults: int,
@@ -42,6 +43,7 @@ def main(
     nice: int,
     as_json: bool,
     plots: Path | None,
+    logs: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Break a cluster under load, and check that nobody was answered wrongly, forgotten or left without (docs/faults.md)."""
@@ -53,7 +55,7 @@ def main(
         local = True
     job = Job(list(overrides), "", faults, seed, agents, period, timeout, only=list(only), rest_every=rest_every, minutes=minutes)
     try:
-        answer = run_local(job) if local else run_testbed(job, replace(SPEC, nice=nice))
+        answer = run_local(job) if local else run_testbed(job, replace(SPEC, nice=nice), logs)
     except TestbedError as error:
         raise click.ClickException(str(error)) from error
     shown = figures(answer)

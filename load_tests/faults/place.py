@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,8 +75,8 @@ def run_local(job: Job) -> Answer:
         return Answer.read(folder / "answer.json")
 
 
-def run_testbed(job: Job, spec: TestbedSpec = SPEC) -> Answer:
-    """On hosts of their own, with links and a storage server that fail too."""
+def run_testbed(job: Job, spec: TestbedSpec = SPEC, logs: Path | None = None) -> Answer:
+    """On hosts of their own, with links and a storage server that fail too. Their Ray logs go to `logs`."""
     with open_testbed(spec, ["kvcache"], ray_env=RAY_ENV) as testbed:
         model = _model(testbed.folder)
         endpoint = _store_proxy(testbed)
@@ -102,6 +103,9 @@ def run_testbed(job: Job, spec: TestbedSpec = SPEC) -> Answer:
             HEAD, command, env={**testbed.ray.env, "RAY_ADDRESS": testbed.ray.address}, cwd=ROOT, stdout=sys.stderr
         )
         code = process.wait()
+        if logs is not None:
+            for found in testbed.folder.glob("*/session_2*/logs"):
+                shutil.copytree(found, logs / found.parts[-3] / found.parts[-2], dirs_exist_ok=True)
         if code:
             raise TestbedError(f"the run ended with status {code}; its output is above")
         return Answer.read(testbed.folder / "answer.json")
