@@ -81,6 +81,8 @@ def _demo_settings(settings: Settings, store: Path) -> Settings:
 
 
 def _play(settings: Settings, console: Console) -> Any:
+    from openai import APIStatusError
+
     from deploy.demo_report import LiveView, Report
     from deploy.running_service import running_service
     from deploy.stop_signals import raise_on_signals
@@ -91,7 +93,10 @@ def _play(settings: Settings, console: Console) -> Any:
         view.status = "starting Ray, a prefill and a decode node with their gateways, the scheduler and the HTTP server ..."
         with running_service(settings) as address:
             raise_on_signals()
-            prompts = asyncio.run(_Demo(settings, address, view).run())
+            try:
+                prompts = asyncio.run(_Demo(settings, address, view).run())
+            except APIStatusError as error:
+                raise ConfigError(f"the service refused a turn of the demo: {error.message}") from error
         view.status = "asking transformers what the text should be ..."
         _compare(settings, prompts, view)
         view.report.elapsed_s = time.monotonic() - started
