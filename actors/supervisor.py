@@ -121,6 +121,12 @@ class Supervisor:
         incarnation = self.current.get(engine_id)
         return incarnation if incarnation is not None and incarnation.registration.peer.agent == agent else None
 
+    def _lives(self, registration: Registration) -> bool:
+        """As far as is known."""
+        agent = registration.peer.agent
+        incarnation = self._current(registration.engine_id, agent) or self._past.get(agent)
+        return incarnation is not None and incarnation.over_since is None
+
     @property
     def lost(self) -> tuple[str, ...]:
         """Names without a process."""
@@ -211,20 +217,22 @@ class Supervisor:
             on_living_node = registration.ray_node in living
             if on_living_node or time.monotonic() >= (incarnation.over_since or 0.0) + fence_s + late_s:
                 del self._past[registration.peer.agent]
-                self._spawn(self._tell(registration, list(self.current.values())))
+                # Also those that have not introduced themselves yet since the scheduler was restarted.
+                known = [*self.current.values(), *self._past.values()]
+                self._spawn(self._tell(registration, [other.registration for other in known if other.over_since is None]))
 
-    async def _tell(self, dead: Registration, others: Iterable[Incarnation]) -> None:
+    async def _tell(self, dead: Registration, others: Iterable[Registration]) -> None:
         """Everyone that lives hears of it; who came later never knew the dead one."""
         await asyncio.gather(*(self._tell_one(dead.peer.agent, other) for other in others))
         await self.calls.forget(dead.peer.agent)
 
-    async def _tell_one(self, agent: str, other: Incarnation) -> None:
-        while self.current.get(other.registration.engine_id) is other:
+    async def _tell_one(self, agent: str, other: Registration) -> None:
+        while self._lives(other):
             try:
-                await self.calls.call(other.registration.actor_name, "peer_died", agent)
+                await self.calls.call(other.actor_name, "peer_died", agent)
                 return
             except DualPathError as error:
-                log.debug("%s has not heard that %s died: %s", other.registration.engine_id, agent, error)
+                log.debug("%s has not heard that %s died: %s", other.engine_id, agent, error)
                 await asyncio.sleep(RECHECK_S)
 
     def _spawn(self, work: object) -> None:

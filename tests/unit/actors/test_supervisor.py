@@ -126,6 +126,18 @@ async def test_a_replacement_that_does_not_come_up_is_started_again(world: World
     assert world.calls.killed == ["actor-d0"]
 
 
+async def test_who_has_not_yet_come_back_to_a_new_scheduler_hears_of_deaths_too(world: World) -> None:
+    later = await World.of(world.calls)
+    await later.supervisor.recall()
+    assert await later.supervisor.admit(registration("prefill-0", "p0", "prefill", incarnation=2))  # in place of a dead one
+    later.supervisor._end(later.supervisor._past["prefill-0-1"])
+    silent = dict(later.supervisor._past)
+    for incarnation in silent.values():
+        incarnation.next_check = float("inf")  # nobody asks Ray about them yet
+    await later.pass_time(LATE_S + 1, frozenset(["prefill-0"]))
+    assert later.told == others("prefill-0", "prefill-0-1") | {("actor-prefill-0", "prefill-0-1")}
+
+
 async def test_a_new_scheduler_buries_who_died_while_there_was_none(world: World) -> None:
     later = await World.of(world.calls)
     await later.supervisor.recall()
