@@ -13,7 +13,7 @@ import ray
 
 from actors.calls import ActorCalls
 from actors.messages import ModelFacts, Registration
-from actors.reporter import Reporter
+from actors.reporter import Reporter, end_process
 from dualpath_ray.config import Settings
 from dualpath_ray.engine.fingerprint import model_fingerprint
 from dualpath_ray.kv.geometry import KVGeometry
@@ -86,7 +86,7 @@ class ClusterProcess:
             await self.start()
         except Exception:
             await asyncio.sleep(START_AGAIN_S)
-            os._exit(1)
+            end_process()
 
     async def _bring_up(self) -> str:
         """Make the service and its reporter; returns the agent name."""

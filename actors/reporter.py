@@ -24,7 +24,7 @@ REFUSED_PAUSE_S = 5.0
 MIN_PAUSE_S = 0.005  # changes within this time go out in one report
 
 
-def _end_process() -> None:
+def end_process() -> None:
     os._exit(1)
 
 
@@ -45,7 +45,7 @@ class Reporter:
         figures: Callable[[], Mapping[str, float]] = dict,
         residency: ResidencyChanges | None = None,
         health_timeout_s: float = math.inf,
-        end: Callable[[], None] = _end_process,
+        end: Callable[[], None] = end_process,
     ) -> None:
         self._calls, self._registration, self._load, self._interval_s = calls, registration, load, interval_s
         self._active, self._scan, self._figures = active, scan, figures
