@@ -1,8 +1,8 @@
 """The tail of storage read times: one request's blocks divided over both sides against all of them on the shorter queue.
 
 Independent requests (agents of one turn) with contexts of different lengths arrive in a Poisson process at a quarter and at half of what
-the storage NICs can read. Dividing shortens the reading itself, not the wait behind a burst of others, so it helps the tail
-where the NICs are often idle. `--require` bounds p99 in `shorter_queue` over p99 in `split` at the lower load.
+the storage NICs can read. Dividing shortens the reading itself, not the wait behind a burst of others, of which the tail consists.
+`--require` bounds p99 in `shorter_queue` over p99 in `split` at the lower load.
 """
 
 from __future__ import annotations
