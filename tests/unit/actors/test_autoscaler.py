@@ -114,6 +114,16 @@ def rest(scaler: OnEmulated) -> None:
     scaler.see(decoding=1, busy=lambda at: 0.6 * at)
 
 
+def drain_while_busy(cluster: EmulatedCluster, scaler: OnEmulated) -> None:
+    """d1 joins, has a request, is no longer needed and drains."""
+    EmulatedNode.machines.add("d1")
+    grow_decode(scaler)
+    until(lambda: cluster.nodes["d1"].state == "serving")
+    scaler.busy.add("d1")
+    rest(scaler)
+    until(lambda: ("drain", "d1") in scaler.asked)
+
+
 def test_a_node_starts_when_its_machine_has_come(cluster: EmulatedCluster, scaler: OnEmulated) -> None:
     grow_decode(scaler)
     assert cluster.done == ["request d1"]
@@ -133,12 +143,7 @@ def test_a_machine_that_is_no_longer_wanted_is_not_waited_for(cluster: EmulatedC
 
 
 def test_a_node_leaves_when_it_is_done(cluster: EmulatedCluster, scaler: OnEmulated) -> None:
-    EmulatedNode.machines.add("d1")
-    grow_decode(scaler)
-    until(lambda: cluster.nodes["d1"].state == "serving")
-    scaler.busy.add("d1")
-    rest(scaler)
-    until(lambda: ("drain", "d1") in scaler.asked)
+    drain_while_busy(cluster, scaler)
     assert "stop d1" not in cluster.done, "it still has a request"
     scaler.busy.clear()
     until(lambda: "stop d1" in cluster.done)
@@ -146,12 +151,7 @@ def test_a_node_leaves_when_it_is_done(cluster: EmulatedCluster, scaler: OnEmula
 
 
 def test_a_draining_node_that_is_wanted_again_stays(cluster: EmulatedCluster, scaler: OnEmulated) -> None:
-    EmulatedNode.machines.add("d1")
-    grow_decode(scaler)
-    until(lambda: cluster.nodes["d1"].state == "serving")
-    scaler.busy.add("d1")
-    rest(scaler)
-    until(lambda: ("drain", "d1") in scaler.asked)
+    drain_while_busy(cluster, scaler)
     grow_decode(scaler)
     until(lambda: cluster.nodes["d1"].state == "serving")
     assert ("resume", "d1") in scaler.asked and cluster.done == ["request d1", "start d1"]
