@@ -15,62 +15,66 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from policies.indexed_heap import IndexedHeap
 from policies.vocabulary import EngineLoad, NodeLoad
 
 UNLIMITED_SLOTS = 1 << 60
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class EngineAccount:
-    """One engine's load. `accounted_hbm_tokens` is the part of a decode engine's tokens whose memory is promised;
-    `accounted_s` the predicted time of a prefill engine's requests (0 without a cost curve).
+    """One engine's load. `tokens` and `requests` are the paper's `tok_e` and `seq_e`: accounted and unknown ones.
+
+    `available`: it and its gateway have reported recently and the node is not drained. `accounted_hbm_tokens` is the part of a decode
+    engine's tokens whose memory is promised; `accounted_s` the predicted time of a prefill engine's requests (0 without a cost curve).
     """
 
     load: EngineLoad
+    node: NodeAccount = field(repr=False)
+    available: bool = False
     capacity_tokens: int = 0
+    tokens: int = 0
+    requests: int = 0
+    free_hbm_tokens: int = 0
     accounted_tokens: int = 0
     accounted_requests: int = 0
     accounted_hbm_tokens: int = 0
     accounted_s: float = 0.0
-    unknown_tokens: int = 0
-    unknown_requests: int = 0
-    unknown_hbm_tokens: int = 0
     last_chosen: int = 0
     request_ids: dict[str, None] = field(default_factory=dict)
+    engine_id: str = field(init=False)
+    group: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.engine_id = self.load.engine_id
+        self.group = self.load.group or self.load.node_id
 
     def report(self, load: EngineLoad) -> None:
         self.load = load
         self.capacity_tokens = max(self.capacity_tokens, load.free_hbm_tokens, load.hbm_capacity_tokens)
-        self.unknown_tokens = max(0, load.unfinished_tokens - self.accounted_tokens)
-        self.unknown_requests = max(0, load.unfinished_requests - self.accounted_requests)
-        self.unknown_hbm_tokens = max(0, self.capacity_tokens - load.free_hbm_tokens - self.accounted_hbm_tokens)
+        self.tokens = max(self.accounted_tokens, load.unfinished_tokens)
+        self.requests = max(self.accounted_requests, load.unfinished_requests)
+        self.free_hbm_tokens = min(self.capacity_tokens - self.accounted_hbm_tokens, load.free_hbm_tokens)
 
     def add(self, request_id: str, tokens: int, seconds: float = 0.0) -> None:
         self.request_ids[request_id] = None
         self.accounted_tokens += tokens
+        self.tokens += tokens
         self.accounted_requests += 1
+        self.requests += 1
         self.accounted_s += seconds
 
     def drop(self, request_id: str, tokens: int, seconds: float = 0.0) -> None:
         del self.request_ids[request_id]
         self.accounted_tokens -= tokens
+        self.tokens -= tokens
         self.accounted_requests -= 1
+        self.requests -= 1
         self.accounted_s = self.accounted_s - seconds if self.request_ids else 0.0  # no rounding error stays
 
-    @property
-    def tokens(self) -> int:
-        """`tok_e` of the paper."""
-        return self.accounted_tokens + self.unknown_tokens
-
-    @property
-    def requests(self) -> int:
-        """`seq_e` of the paper."""
-        return self.accounted_requests + self.unknown_requests
-
-    @property
-    def free_hbm_tokens(self) -> int:
-        return self.capacity_tokens - self.accounted_hbm_tokens - self.unknown_hbm_tokens
+    def promise(self, tokens: int) -> None:
+        """Memory for so many tokens is promised (or, if negative, free again)."""
+        self.accounted_hbm_tokens += tokens
+        self.free_hbm_tokens -= tokens
 
     def order(self, placement: str) -> tuple[Any, ...]:
         """Sort key of the engine under a placement rule; smaller is better."""
@@ -81,33 +85,35 @@ class EngineAccount:
         return (self.tokens, self.last_chosen)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class NodeAccount:
-    """One node's storage NIC and staging slots, and an index of its prefill engines that may get work."""
+    """One node's storage NIC and staging slots. `read_tokens` is the paper's `read_q`: tokens assigned to its storage NIC and not read yet.
+
+    `open_prefill` are its prefill engines that may get work, `long_queue` says in which class; both belong to
+    policies/prefill_placement.py.
+    """
 
     node_id: str
     load: NodeLoad | None = None
+    read_tokens: int = 0
+    free_slots: int = 0
     accounted_read_tokens: int = 0
     accounted_slots: int = 0
-    unknown_read_tokens: int = 0
-    unknown_slots: int = 0
     engine_ids: dict[str, None] = field(default_factory=dict)
-    open_prefill: IndexedHeap = field(default_factory=IndexedHeap)
+    open_prefill: dict[str, EngineAccount] = field(default_factory=dict)
+    long_queue: bool = False
 
     def report(self, load: NodeLoad) -> None:
         self.load = load
-        self.unknown_read_tokens = max(0, load.read_queue_tokens - self.accounted_read_tokens)
-        self.unknown_slots = max(0, load.total_slots - load.free_slots - self.accounted_slots)
+        self.read_tokens = max(self.accounted_read_tokens, load.read_queue_tokens)
+        self.free_slots = min(load.total_slots - self.accounted_slots, load.free_slots) if load.total_slots else UNLIMITED_SLOTS
 
-    @property
-    def read_tokens(self) -> int:
-        """`read_q` of the paper: tokens assigned to this node's storage NIC and not read yet."""
-        return self.accounted_read_tokens + self.unknown_read_tokens
+    def read(self, tokens: int) -> None:
+        """So many more tokens are to be read (or, if negative, have been)."""
+        self.accounted_read_tokens += tokens
+        self.read_tokens += tokens
 
-    @property
-    def free_slots(self) -> int:
-        if self.load is None:
-            return 0
-        if self.load.total_slots == 0:
-            return UNLIMITED_SLOTS
-        return self.load.total_slots - self.accounted_slots - self.unknown_slots
+    def lease(self, slots: int) -> None:
+        """So many more slots are taken (or, if negative, free again)."""
+        self.accounted_slots += slots
+        self.free_slots -= slots

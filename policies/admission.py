@@ -36,6 +36,7 @@ class AdmissionQueue:
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()  # head: whose round it is
         self._known: dict[str, tuple[str, int]] = {}
         self._count = 0
+        self._head: str | None = None  # the last answer of `peek`, while it is still right
 
     def __len__(self) -> int:
         return len(self._known)
@@ -59,8 +60,11 @@ class AdmissionQueue:
         if request_id in self._known:
             raise PolicyError(f"request {request_id} waits already")
         self._count += 1
+        self._head = None
         self._known[request_id] = (tenant, max(1, tokens))
-        queue = self._tenants.setdefault(tenant, _Tenant())
+        queue = self._tenants.get(tenant)
+        if queue is None:
+            queue = self._tenants[tenant] = _Tenant()
         queue.requests.set(request_id, (-priority, deadline - service_s, arrived_at, self._count))
 
     def remove(self, request_id: str) -> bool:
@@ -68,6 +72,8 @@ class AdmissionQueue:
         known = self._known.pop(request_id, None)
         if known is None:
             return False
+        if request_id == self._head:
+            self._head = None
         tenant = self._tenants[known[0]]
         tenant.requests.discard(request_id)
         if not len(tenant.requests):
@@ -78,6 +84,8 @@ class AdmissionQueue:
         """The next request to serve, or None. It stays the next one until it is served or withdrawn, its tenant gets one that is more
         urgent, or that one is too large for what is left of the tenant's round.
         """
+        if self._head is not None:
+            return self._head
         while self._tenants:
             name, tenant = next(iter(self._tenants.items()))
             if not tenant.served_this_round:
@@ -85,6 +93,7 @@ class AdmissionQueue:
                 tenant.served_this_round = True
             head = tenant.requests.peek()
             if head is not None and self._known[head][1] <= tenant.deficit:
+                self._head = head
                 return head
             tenant.served_this_round = False
             self._tenants.move_to_end(name)

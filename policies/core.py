@@ -17,6 +17,7 @@ Cost: O(log engines) per event and per decision.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from policies.accounts import UNLIMITED_SLOTS, EngineAccount, NodeAccount
 from policies.admission import AdmissionQueue
@@ -39,6 +40,9 @@ class _Running:
 
     demand: RequestDemand
     assignment: Assignment
+    prefill: EngineAccount
+    decode: EngineAccount
+    kv_tokens: int
     prefill_tokens: int
     prefill_s: float  # predicted
     reads: dict[str, int]  # node -> tokens still to read from storage
@@ -82,11 +86,12 @@ class SchedulerCore:
         """Take an engine's report; the first one registers it. An engine that changed node or role is a new engine."""
         engine = self._engines.get(load.engine_id)
         if engine is None:
-            engine = self._engines[load.engine_id] = EngineAccount(load)
+            engine = self._engines[load.engine_id] = EngineAccount(load, self._node(load.node_id))
         elif (engine.load.node_id, engine.load.role, engine.load.group) != (load.node_id, load.role, load.group):
             raise PolicyError(f"engine {load.engine_id} reports another node, role or group; remove it first")
+        self._decode.withdraw(engine)  # its account is about to change; _refresh_engine puts it back
         engine.report(load)
-        self._node(load.node_id).engine_ids[load.engine_id] = None
+        engine.node.engine_ids[load.engine_id] = None
         self._engine_reports.set(load.engine_id, load.reported_at)
         if load.role == "decode":
             self._pool_sizes.set(load.engine_id, -engine.capacity_tokens)
@@ -115,8 +120,7 @@ class SchedulerCore:
         self._engine_reports.discard(engine_id)
         self._pool_sizes.discard(engine_id)
         self._refresh_engine(engine)
-        node = self._nodes[engine.load.node_id]
-        del node.engine_ids[engine_id]
+        del engine.node.engine_ids[engine_id]
         del self._engines[engine_id]
         return lost
 
@@ -168,10 +172,12 @@ class SchedulerCore:
             raise Infeasible(f"request {demand.request_id}: at least one prompt token must be computed, so hits must leave one")
         self._check_capacity(demand)
         service_s = self._prefill_s(demand.hit_tokens, demand.computed_tokens)
-        self._queue.push(demand.request_id, demand.tenant, demand.kv_tokens, demand.priority, demand.deadline, service_s, demand.arrived_at)
+        tokens = demand.kv_tokens
+        self._queue.push(demand.request_id, demand.tenant, tokens, demand.priority, demand.deadline, service_s, demand.arrived_at)
         self._waiting[demand.request_id] = demand
-        self._waiting_tokens += demand.kv_tokens
-        self._deadlines.set(demand.request_id, demand.deadline)
+        self._waiting_tokens += tokens
+        if demand.deadline < inf:
+            self._deadlines.set(demand.request_id, demand.deadline)
 
     def adopt(self, demand: RequestDemand, assignment: Assignment) -> None:
         """Account a request that is running already (after a restart of the scheduler); its engines must have reported."""
@@ -189,13 +195,13 @@ class SchedulerCore:
         running = self._running.get(request_id)
         if running is None:
             return False
-        ended = [node_id] if node_id is not None else list(running.reads)
+        ended = (node_id,) if node_id is not None else tuple(running.reads)
         released = False
         for ended_node in ended:
             tokens = running.reads.pop(ended_node, 0)
             if tokens:
                 node = self._nodes[ended_node]
-                node.accounted_read_tokens -= tokens
+                node.read(-tokens)
                 self._refresh_node(node)
                 released = True
         return released
@@ -206,16 +212,16 @@ class SchedulerCore:
         if running is None or not running.prefilling:
             return False
         running.prefilling = False
-        self.reads_done(request_id)
-        engine = self._engines[running.assignment.prefill_engine]
-        engine.drop(request_id, running.prefill_tokens, running.prefill_s)
+        if running.reads:
+            self.reads_done(request_id)
+        running.prefill.drop(request_id, running.prefill_tokens, running.prefill_s)
         for node_id, slots in running.slots.items():
-            self._nodes[node_id].accounted_slots -= slots
+            self._nodes[node_id].lease(-slots)
         running.slots.clear()
-        self._refresh_engine(engine)
+        self._prefill.refresh(running.prefill)
         if self.settings.hbm_promise == "decode":
-            self._promise(running, 1)
-            self._refresh_engine(self._engines[running.assignment.decode_engine])
+            running.decode.promise(running.kv_tokens)
+            self._decode.change(running.decode, 0, 0, -running.kv_tokens)
         return True
 
     def finish(self, request_id: str) -> bool:
@@ -223,12 +229,13 @@ class SchedulerCore:
         running = self._running.get(request_id)
         if running is None:
             return False
-        self.prefill_done(request_id)
-        self._promise(running, -1)  # promised at the latest by prefill_done
+        if running.prefilling:
+            self.prefill_done(request_id)
         del self._running[request_id]
-        engine = self._engines[running.assignment.decode_engine]
-        engine.drop(request_id, running.demand.kv_tokens)
-        self._refresh_engine(engine)
+        decode, tokens = running.decode, running.kv_tokens
+        decode.promise(-tokens)  # was promised at the latest by prefill_done
+        decode.drop(request_id, tokens)
+        self._decode.change(decode, -tokens, -1, tokens)
         return True
 
     def expire(self, now: float) -> list[str]:
@@ -244,43 +251,36 @@ class SchedulerCore:
     def decide(self, now: float) -> list[Assignment]:
         """Place waiting requests in order until the head cannot be placed. Each assignment is accounted before the next is made."""
         self._retire_silent(now)
+        settings = self.settings
         made: list[Assignment] = []
         self.blocked_on = None
         while (request_id := self._queue.peek()) is not None:
             demand = self._waiting[request_id]
-            node_id = self._prefill.best_node()
-            if node_id is None:
+            prefill_id = self._prefill.best_engine()
+            if prefill_id is None:
                 self.blocked_on = "prefill"
                 break
             decode = self._decode.best_engine(demand, self._waiting_tokens, self._nodes)
             if decode is None:
                 self.blocked_on = "decode"
                 break
-            node = self._nodes[node_id]
-            prefill_id = node.open_prefill.peek()
-            if prefill_id is None:
-                raise PolicyError(f"prefill index names node {node_id} without an open engine")
-            decode_node = self._nodes[decode.load.node_id]
+            prefill = self._engines[prefill_id]
+            node, decode_node = prefill.node, decode.node
             self._queue.pop()
-            self._withdraw(request_id)
-            demand = self._with_loaded_prefix(demand, self._engines[prefill_id], decode_node)
-            assignment = Assignment(
-                request_id=request_id,
-                prefill_engine=prefill_id,
-                prefill_node=node_id,
-                decode_engine=decode.load.engine_id,
-                decode_node=decode_node.node_id,
-                read_plan=plan_reads(
-                    demand,
-                    self._candidate(node),
-                    self._candidate(decode_node),
-                    self._pool() if self.settings.read_mode == "pool" else (),
-                    self.settings.read_mode,
-                    self.settings.min_split_blocks,
-                    self.settings.use_resident,
-                    self._turn,
-                ),
+            self._forget_waiting(demand)
+            if settings.recompute:
+                demand = self._with_loaded_prefix(demand, prefill, decode_node)
+            plan = plan_reads(
+                demand,
+                self._candidate(node),
+                self._candidate(decode_node),
+                self._pool() if settings.read_mode == "pool" else (),
+                settings.read_mode,
+                settings.min_split_blocks,
+                settings.use_resident,
+                self._turn,
             )
+            assignment = Assignment(request_id, prefill_id, node.node_id, decode.engine_id, decode_node.node_id, plan)
             self._account(demand, assignment)
             made.append(assignment)
         return made
@@ -291,11 +291,8 @@ class SchedulerCore:
         Whoever runs the engine takes back what it can and submits it again with its arrival time; it is placed on a lighter engine then.
         The same engine is asked again only when all of these have been given back or prefilled.
         """
-        fullest, node_id = self._prefill.fullest_engine(), self._prefill.best_node()
-        if fullest is None or node_id is None:
-            return []
-        target = self._nodes[node_id].open_prefill.peek()
-        if target is None or target == fullest:
+        fullest, target = self._prefill.fullest_engine(), self._prefill.best_engine()
+        if fullest is None or target is None or target == fullest:
             return []
         source = self._engines[fullest]
         queue = [(request_id, self._running[request_id]) for request_id in source.request_ids]
@@ -337,17 +334,15 @@ class SchedulerCore:
         return node
 
     def _refresh_engine(self, engine: EngineAccount) -> None:
-        """Bring the index of its role up to date with an engine's account."""
-        node = self._nodes[engine.load.node_id]
-        available = (
-            engine.load.engine_id in self._engine_reports
-            and engine.load.node_id in self._node_reports
-            and engine.load.node_id not in self._draining
-        )
+        """Bring the index of its role up to date with an engine's account, after a change in whether it is available too."""
+        node_id = engine.node.node_id
+        engine.available = engine.engine_id in self._engine_reports and node_id in self._node_reports and node_id not in self._draining
         if engine.load.role == "prefill":
-            self._prefill.refresh(engine, node, available)
-        else:
-            self._decode.refresh(engine, available)
+            self._prefill.refresh(engine)
+            return
+        self._decode.withdraw(engine)
+        if engine.available:
+            self._decode.insert(engine)
 
     def _refresh_whole_node(self, node_id: str) -> None:
         node = self._nodes.get(node_id)
@@ -358,8 +353,7 @@ class SchedulerCore:
             self._refresh_engine(self._engines[engine_id])
 
     def _refresh_node(self, node: NodeAccount) -> None:
-        if node.engine_ids:
-            self._prefill.refresh_node(node)
+        self._prefill.refresh_node(node)
         if self.settings.read_mode != "pool":
             return
         if node.node_id not in self._node_reports or node.load is None or node.node_id in self._draining:
@@ -388,9 +382,9 @@ class SchedulerCore:
 
     def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
         cost = self._cost(engine)
-        if not self.settings.recompute or not (cost.per_token_s or cost.per_pair_s):
+        if not (cost.per_token_s or cost.per_pair_s):
             return demand
-        prefill, decode = self._candidate(self._nodes[engine.load.node_id]), self._candidate(decode_node)
+        prefill, decode = self._candidate(engine.node), self._candidate(decode_node)
         sources = reading_sides(self.settings.read_mode, prefill, decode, demand.hit_blocks, self._turn)
         return with_loaded_prefix(demand, sources, cost, engine.accounted_s)
 
@@ -413,36 +407,41 @@ class SchedulerCore:
             if demand.prompt_blocks > slots:
                 raise Infeasible(f"request {demand.request_id} needs {demand.prompt_blocks} staging slots; the largest node has {slots}")
 
-    def _promise(self, running: _Running, sign: int) -> None:
-        self._engines[running.assignment.decode_engine].accounted_hbm_tokens += sign * running.demand.kv_tokens
-
     def _withdraw(self, request_id: str) -> RequestDemand | None:
         """Take a request out of the waiting queue."""
-        demand = self._waiting.pop(request_id, None)
+        demand = self._waiting.get(request_id)
         if demand is not None:
-            self._waiting_tokens -= demand.kv_tokens
             self._queue.remove(request_id)
-            self._deadlines.discard(request_id)
+            self._forget_waiting(demand)
         return demand
 
+    def _forget_waiting(self, demand: RequestDemand) -> None:
+        """What is known of a request that has left the admission queue."""
+        del self._waiting[demand.request_id]
+        self._waiting_tokens -= demand.kv_tokens
+        self._deadlines.discard(demand.request_id)
+
     def _account(self, demand: RequestDemand, assignment: Assignment) -> None:
-        reads = {node_id: blocks * demand.block_tokens for node_id, blocks in assignment.read_plan.storage_blocks().items()}
-        slots = {node_id: tokens // demand.block_tokens for node_id, tokens in reads.items()}
+        request_id, hits, computed, kv_tokens = demand.request_id, demand.hit_tokens, demand.computed_tokens, demand.kv_tokens
+        slots = assignment.read_plan.storage_blocks()
+        reads: dict[str, int] = {}
+        for node_id, blocks in slots.items():
+            reads[node_id] = read_tokens = blocks * demand.block_tokens
+            node = self._node(node_id)
+            node.read(read_tokens)
+            self._refresh_node(node)
         slots[assignment.decode_node] = demand.prompt_blocks
-        tokens = demand.computed_tokens + round(self.settings.hit_token_weight * demand.hit_tokens)
-        prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
-        seconds = self._cost(prefill)(demand.hit_tokens, demand.computed_tokens)
-        self._running[demand.request_id] = _Running(demand, assignment, tokens, seconds, reads, slots)
-        for node_id, read_tokens in reads.items():
-            self._node(node_id).accounted_read_tokens += read_tokens
-            self._refresh_node(self._node(node_id))
         for node_id, count in slots.items():
-            self._node(node_id).accounted_slots += count
+            self._node(node_id).lease(count)
+        prefill, decode = self._engines[assignment.prefill_engine], self._engines[assignment.decode_engine]
+        tokens = computed + round(self.settings.hit_token_weight * hits)
+        seconds = self._cost(prefill)(hits, computed)
+        self._running[request_id] = _Running(demand, assignment, prefill, decode, kv_tokens, tokens, seconds, reads, slots)
         self._turn += 1
         prefill.last_chosen = decode.last_chosen = self._turn
-        prefill.add(demand.request_id, tokens, seconds)
-        decode.add(demand.request_id, demand.kv_tokens)
-        if self.settings.hbm_promise == "assignment":
-            self._promise(self._running[demand.request_id], 1)
-        self._refresh_engine(prefill)
-        self._refresh_engine(decode)
+        prefill.add(request_id, tokens, seconds)
+        decode.add(request_id, kv_tokens)
+        promised = kv_tokens if self.settings.hbm_promise == "assignment" else 0
+        decode.promise(promised)
+        self._prefill.refresh(prefill)
+        self._decode.change(decode, kv_tokens, 1, -promised)

@@ -4,9 +4,10 @@ Intent: keep every storage NIC and every GPU busy without overloading either.
 Inputs: `tok_e` of each engine, `read_q` of its node, alpha and beta.
 Rule: engines with tok_e > beta get nothing. Of the others, those whose node has a short read queue (<= alpha; class C2) come
 first, then the rest (C3); within a class the smallest tok_e wins. Classes are re-evaluated after each assignment, because every
-change goes through `PrefillIndex.refresh`. Round robin and least requests use one class and another order.
+change goes through `PrefillIndex`. Round robin and least requests use one class and another order.
 
-Cost: O(log nodes + log engines per node) per change.
+Cost: O(log engines) per change of an engine. A changed read queue costs a comparison, and O(engines of the node * log engines) when it
+crosses alpha.
 """
 
 from __future__ import annotations
@@ -17,44 +18,47 @@ from policies.settings import SchedulingSettings
 
 
 class PrefillIndex:
-    """Nodes ordered by their best open prefill engine, in the two classes of the paper."""
+    """Open prefill engines in the two classes of the paper."""
 
     def __init__(self, settings: SchedulingSettings) -> None:
-        self._settings = settings
+        self._placement = settings.placement
+        self._alpha, self._beta = settings.alpha_tokens, settings.beta_tokens
         self._short = IndexedHeap()
         self._long = IndexedHeap()
-        self._fullest = IndexedHeap()
+        self._fullest = IndexedHeap() if settings.rebalance else None
 
-    def refresh(self, engine: EngineAccount, node: NodeAccount, available: bool) -> None:
-        """Take note of a changed engine. `available`: engine and gateway have reported recently."""
-        engine_id = engine.load.engine_id
-        if available and engine.tokens <= self._settings.beta_tokens:
-            node.open_prefill.set(engine_id, engine.order(self._settings.placement))
-        else:
-            node.open_prefill.discard(engine_id)
-        if self._settings.rebalance:
-            if available:
-                self._fullest.set(engine_id, -engine.tokens)
+    def refresh(self, engine: EngineAccount) -> None:
+        """Take note of a changed engine."""
+        engine_id, node, tokens = engine.engine_id, engine.node, engine.tokens
+        heap = self._long if node.long_queue else self._short
+        if engine.available and tokens <= self._beta:
+            node.open_prefill[engine_id] = engine
+            heap.set(engine_id, engine.order(self._placement))
+        elif engine_id in node.open_prefill:
+            del node.open_prefill[engine_id]
+            heap.discard(engine_id)
+        if self._fullest is not None:
+            if engine.available:
+                self._fullest.set(engine_id, -tokens)
             else:
                 self._fullest.discard(engine_id)
-        self.refresh_node(node)
 
     def refresh_node(self, node: NodeAccount) -> None:
         """Take note of a changed read queue."""
-        best = node.open_prefill.peek()
-        short = self._settings.placement != "dualpath" or node.read_tokens <= self._settings.alpha_tokens
-        chosen, other = (self._short, self._long) if short else (self._long, self._short)
-        other.discard(node.node_id)
-        if best is None:
-            chosen.discard(node.node_id)
-        else:
-            chosen.set(node.node_id, node.open_prefill.key(best))
+        long_queue = node.read_tokens > self._alpha and self._placement == "dualpath"
+        if long_queue == node.long_queue:
+            return
+        node.long_queue = long_queue
+        old, new = (self._short, self._long) if long_queue else (self._long, self._short)
+        for engine_id, engine in node.open_prefill.items():
+            old.discard(engine_id)
+            new.set(engine_id, engine.order(self._placement))
 
-    def best_node(self) -> str | None:
-        """Node of the best engine (its `open_prefill` names it), or None if every engine is overloaded or silent."""
+    def best_engine(self) -> str | None:
+        """The engine for the next request, or None if every engine is overloaded or silent."""
         best = self._short.peek()
         return best if best is not None else self._long.peek()
 
     def fullest_engine(self) -> str | None:
         """The engine with most tokens; kept for rebalancing only."""
-        return self._fullest.peek()
+        return self._fullest.peek() if self._fullest is not None else None

@@ -12,15 +12,14 @@ Blocks that a node's DRAM still holds are taken from there first, in every mode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from policies.settings import ReadMode
 from policies.vocabulary import ReadPlan, ReadSegment, RequestDemand, Source
 from policies.water_filling import fill_level_shares
 
 
-@dataclass(frozen=True, slots=True)
-class ReadCandidate:
+class ReadCandidate(NamedTuple):
     """A node that may read: queued tokens not yet read, storage bandwidth (0: unknown) and staging slots it can still lease."""
 
     node_id: str
