@@ -5,18 +5,21 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 
 from dualpath_ray.simulation.curves import DecodeCurve
 from dualpath_ray.simulation.events import EventLoop
 from dualpath_ray.simulation.round_state import RoundState
 
+ENTRY_STEPS = 1.9  # between a request's KV being in HBM and the boundary it joins at (half a step more in the mean); Oracle's second token
+
 
 class DecodeGroup:
-    """Continuous batching without an event per step.
+    """Continuous batching with an event only at the boundaries between steps at which a request joins or leaves.
 
-    All engines of the group share a step counter that advances at 1 / step time; a request that must make k more tokens leaves when the
-    counter has advanced by k. The step time changes only when a request joins or leaves. Contexts are counted with half of the tokens to
-    be generated, their mean over the request's life.
+    All engines of the group share a counter of steps. A request that must make k more tokens leaves k boundaries after the one it joined
+    at. The step time is constant between events, so nothing else need be computed. Contexts are counted with half of the tokens to be
+    generated, their mean over the request's life.
     """
 
     def __init__(
@@ -32,21 +35,58 @@ class DecodeGroup:
         self.full_s = 0.0  # time in which a request waited for memory
         self._queued = 0
         self._requests = 0
-        self._steps = 0.0
-        self._since = 0.0
         self.step_s = curve.seconds(0, 0)
-        self._leaving: list[tuple[float, int, RoundState]] = []
-        self._joined = 0
-        self._version = 0
+        self._step = 0  # the last boundary with an event, and when it was
+        self._since = 0.0
+        self._joining: dict[int, list[RoundState]] = {}
+        self._leaving: dict[int, list[RoundState]] = {}
+        self._busy: list[int] = []  # heap of the boundaries that have one or the other
+        self._next = 0  # the one that the pending event is for, 0: none
 
     def join(self, state: RoundState) -> None:
-        """The request makes its remaining tokens (all but the first, which prefill made), as soon as its engine has the memory."""
-        self._advance()
-        engine = self._engine(state)
-        self._waiting[engine].append(state)
-        self._queued += 1
-        self._admit(engine)
-        self._reschedule()
+        """The request's KV is in HBM. It makes its remaining tokens (all but the first, which prefill made), as soon as its engine has the
+        memory.
+        """
+        boundary = self._step + ceil((self._loop.now - self._since) / self.step_s + ENTRY_STEPS)
+        self._put(self._joining, boundary, state)
+        if not self._next or boundary < self._next:
+            self._await(boundary)
+
+    def _put(self, agenda: dict[int, list[RoundState]], boundary: int, state: RoundState) -> None:
+        states = agenda.get(boundary)
+        if states is not None:
+            states.append(state)
+            return
+        agenda[boundary] = [state]
+        heapq.heappush(self._busy, boundary)
+
+    def _await(self, boundary: int) -> None:
+        self._next = boundary
+        self._loop.at(self._since + (boundary - self._step) * self.step_s, self._boundary, boundary)
+
+    def _boundary(self, boundary: int) -> None:
+        """Requests leave and join. An event that was overtaken by an earlier one finds another boundary next, or another time for it."""
+        now = self._loop.now
+        if boundary != self._next or now < self._since + (boundary - self._step) * self.step_s:
+            return
+        if self._queued:
+            self.full_s += now - self._since
+        self._step, self._since = boundary, now
+        while self._busy and self._busy[0] == boundary:
+            heapq.heappop(self._busy)
+        done = self._leaving.pop(boundary, ())
+        for state in done:
+            self._release(state)
+        for state in self._joining.pop(boundary, ()):
+            self._waiting[self._engine(state)].append(state)
+            self._queued += 1
+            self._admit(self._engine(state))
+        self.step_s = self._curve.seconds(self._requests / len(self._context), max(self._context))
+        self._next = 0
+        if self._busy:
+            self._await(self._busy[0])
+        for state in done:
+            self._finished(state)
 
     def _engine(self, state: RoundState) -> int:
         if state.assignment is None:
@@ -58,9 +98,8 @@ class DecodeGroup:
         while waiting and self._free[engine] >= waiting[0].prompt + waiting[0].generate:
             state = waiting.popleft()
             self._queued -= 1
-            self._joined += 1
             state.second_token = self._loop.now + self.step_s
-            heapq.heappush(self._leaving, (self._steps + state.generate - 1, self._joined, state))
+            self._put(self._leaving, self._step + state.generate - 1, state)
             self._requests += 1
             self._free[engine] -= state.prompt + state.generate
             self._context[engine] += state.prompt + state.generate / 2
@@ -70,31 +109,5 @@ class DecodeGroup:
         self._requests -= 1
         self._free[engine] += state.prompt + state.generate
         self._context[engine] -= state.prompt + state.generate / 2
-        self._admit(engine)
-
-    def _advance(self) -> None:
-        now = self._loop.now
-        if self._queued:
-            self.full_s += now - self._since
-        self._steps += (now - self._since) / self.step_s
-        self._since = now
-
-    def _reschedule(self) -> None:
-        self.step_s = self._curve.seconds(self._requests / len(self._context), max(self._context))
-        self._version += 1
-        if self._leaving:
-            delay = max(0.0, self._leaving[0][0] - self._steps) * self.step_s
-            self._loop.at(self._loop.now + delay, self._leave, self._version)
-
-    def _leave(self, version: int) -> None:
-        if version != self._version:
-            return
-        self._advance()
-        done: list[RoundState] = []
-        while self._leaving and self._leaving[0][0] <= self._steps + 1e-6:
-            state = heapq.heappop(self._leaving)[2]
-            self._release(state)
-            done.append(state)
-        self._reschedule()
-        for state in done:
-            self._finished(state)
+        if self._waiting[engine]:
+            self._admit(engine)

@@ -25,6 +25,9 @@ class Link:
         if not self.window_s or end <= start:
             return
         first, last = int(start / self.window_s), int(end / self.window_s)
+        if first == last:
+            self.windows[first] = self.windows.get(first, 0.0) + size
+            return
         rate = size / (end - start)
         for window in range(first, last + 1):
             overlap = min(end, (window + 1) * self.window_s) - max(start, window * self.window_s)

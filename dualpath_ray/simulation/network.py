@@ -36,7 +36,10 @@ class QueuedNetwork:
         for link in route:
             start = link.free_at if link.free_at > now else now
             link.free_at = end = start + size / link.bandwidth
-            link.passed(start, end, size)
+            if link.window_s:
+                link.passed(start, end, size)
+            else:
+                link.bytes += size
             if end > arrived:
                 arrived = end
         if callback is not None:

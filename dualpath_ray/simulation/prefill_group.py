@@ -34,8 +34,8 @@ class PrefillGroup:
     start now) and forms the next batch of requests whose reads are complete: a request is computed at the earliest one pass after it
     was fetched, as in an engine that prepares the next batch while the current one runs.
 
-    `layerwise_copy_s` is the time a request's KV keeps the compute NIC busy beside the pass. KV gets what collectives (the model class,
-    `collective_token_s` per computed token) leave of it.
+    `idle` holds the groups that wait to be woken. `layerwise_copy_s` is the time a request's KV keeps the compute NIC busy beside the pass.
+    KV gets what collectives (the model class, `collective_token_s` per computed token) leave of it.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class PrefillGroup:
         place: Callable[[], None],
         read: Callable[[RoundState, PrefillEngine], None],
         complete: Callable[[RoundState, PrefillEngine], None],
+        idle: dict[PrefillGroup, None],
     ) -> None:
         self.engines = engines
         self.passes = 0
@@ -69,21 +70,25 @@ class PrefillGroup:
         self._place = place
         self._read = read
         self._complete = complete
+        self._idle = idle
 
     def wake(self) -> None:
         """There is something to fetch or to compute; an idle group reaches its boundary now."""
         if not self.running and not self._woken:
             self._woken = True
+            self._idle.pop(self, None)
             self._loop.at(self._loop.now, self._boundary)
 
     def _boundary(self, _: None) -> None:
         self._woken = False
         self.running = True  # placing below must not wake this group again
         for engine in self.engines:
-            self._end_batch(engine)
+            if engine.batch:
+                self._end_batch(engine)
         self._place()
         for engine in self.engines:
-            self._fetch(engine)
+            if engine.inbox:
+                self._fetch(engine)
         seconds = self._start_batches()
         self.running = seconds > 0
         if self.running:
@@ -92,6 +97,8 @@ class PrefillGroup:
             if any(engine.ready for engine in self.engines):
                 self.full_s += seconds
             self._loop.at(self._loop.now + seconds, self._boundary)
+        else:
+            self._idle[self] = None
 
     def _end_batch(self, engine: PrefillEngine) -> None:
         for state in reversed(engine.batch):

@@ -21,7 +21,9 @@ class RoundState:
         "hit",
         "index",
         "new",
+        "prefill_read",
         "prompt",
+        "reads",
         "reads_left",
         "ready",
         "request_id",
@@ -39,13 +41,20 @@ class RoundState:
         self.generate = generate
         self.arrived = arrived
         self.chunk = 0
-        self.reads_left = 0
+        self.reads: dict[str, int] = {}  # node -> tokens that its storage NIC reads
+        self.reads_left = 0  # nodes
+        self.prefill_read = 0  # tokens read on the prefill node
         self.fetched = 0.0
         self.granted = 0.0
         self.ready = 0.0
         self.first_token = 0.0
         self.second_token = 0.0
         self.assignment: Assignment | None = None
+
+    def assign(self, assignment: Assignment, block_tokens: int) -> None:
+        self.assignment = assignment
+        self.reads = {node_id: blocks * block_tokens for node_id, blocks in assignment.read_plan.storage_blocks().items()}
+        self.prefill_read = self.reads.get(assignment.prefill_node, 0)
 
     def load(self, hit: int) -> None:
         """Only the first `hit` tokens are loaded, the rest is computed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from dualpath_ray.errors import ConfigError
@@ -27,9 +28,9 @@ from policies.errors import Infeasible
 from policies.settings import SchedulingSettings
 from policies.vocabulary import EngineLoad, NodeLoad, RequestDemand
 
-NEVER = 1e18
-ENTRY_STEPS = 2.4  # decode steps between a request's KV being in HBM and its first step; from the Oracle's time to second token
+NEVER = inf
 WINDOW_S = 1.0
+NOWHERE: Mapping[str, range] = {}  # no block is kept in DRAM
 
 
 class Simulator:
@@ -109,7 +110,11 @@ class Simulator:
         prefill_room = self._kv_room(prefill_size * gpus, "prefill_nodes")
         decode_room = int(self._kv_room(decode_size * gpus, "decode_nodes"))
         self._core = SchedulerCore(self._settings())
-        block_bytes = self.cluster.block_tokens * self.model.kv_token_bytes
+        self._kv_bytes = self.model.kv_token_bytes
+        self._cnic_token_s = self._kv_bytes / node.cnic_bytes_per_s
+        self._last_layer_token_s = self._cnic_token_s / self.model.layers
+        self._block = self.cluster.block_tokens
+        block_bytes = self._block * self._kv_bytes
         self._slots = 0 if self.system.zero_io or not self.system.layerwise else int(node.staging_bytes / block_bytes)
         self._reading = dict.fromkeys(nodes, 0)  # tokens being read or waiting for the storage NIC
         for n in nodes:
@@ -172,6 +177,7 @@ class Simulator:
         per_group = size * self.cluster.node.gpus if self.model.lockstep else 1
         copy_s = self._copy_seconds if self.system.layerwise and not self.system.zero_io else None
         self._group_of: dict[str, PrefillGroup] = {}
+        self._idle: dict[PrefillGroup, None] = {}
         groups: list[PrefillGroup] = []
         for start in range(0, len(engines), per_group):
             members = engines[start : start + per_group]
@@ -189,9 +195,11 @@ class Simulator:
                 partial(self._place, reporting),
                 self._read,
                 self._prefilled,
+                self._idle,
             )
             self._group_of.update({engine.engine_id: group for engine in members})
             groups.append(group)
+            self._idle[group] = None
         return groups
 
     def _collective_token_s(self, group_nodes: int) -> float:
@@ -205,21 +213,20 @@ class Simulator:
         append, generate = self._agents[agent].turns[index]
         append = max(1, round(append * self._append_scale))
         generate = max(1, round(generate * self._generation_scale))
-        context = self._context[agent]
-        block = self.cluster.block_tokens
-        request_id = f"{agent}.{index}"
-        hit_blocks = context // block
-        state = RoundState(agent, index, request_id, context + append, hit_blocks * block, generate, self.loop.now)
-        self._states[request_id] = state
+        context, request_id = self._context[agent], f"{agent}.{index}"
+        hit = context - context % self._block
+        state = self._states[request_id] = RoundState(agent, index, request_id, context + append, hit, generate, self.loop.now)
         self._submit(state)
-        for group in self._prefill_groups:
-            group.wake()
+        if self._idle:
+            for group in list(self._idle):
+                group.wake()
 
     def _submit(self, state: RoundState) -> None:
-        block = self.cluster.block_tokens
+        block = self._block
         hit_blocks = 0 if self.system.zero_io else state.hit // block
-        size = block * self.model.kv_token_bytes
-        demand = RequestDemand(state.request_id, state.prompt, hit_blocks, block, state.generate, state.arrived, NEVER, block_bytes=size)
+        demand = RequestDemand(
+            state.request_id, state.prompt, hit_blocks, block, state.generate, state.arrived, NEVER, 0, "", NOWHERE, block * self._kv_bytes
+        )
         try:
             self._core.submit(demand)
         except Infeasible as error:
@@ -237,9 +244,9 @@ class Simulator:
             self._take_back()
         for assignment in self._core.decide(self.loop.now):
             state = self._states[assignment.request_id]
-            state.assignment = assignment
+            state.assign(assignment, self._block)
             if not self.system.zero_io:
-                state.load(assignment.read_plan.blocks * self.cluster.block_tokens)
+                state.load(sum(state.reads.values()))
             engine = self._prefill_engines[assignment.prefill_engine]
             engine.inbox.append(state)
             self._group_of[engine.engine_id].wake()
@@ -260,7 +267,7 @@ class Simulator:
         return NodeLoad(
             node_id,
             queue,
-            queue * self.model.kv_token_bytes,
+            queue * self._kv_bytes,
             node.snic_bytes_per_s,
             node.cnic_bytes_per_s,
             self._slots,
@@ -272,23 +279,19 @@ class Simulator:
         """The engine has fetched the request: its storage reads are queued now."""
         now = self.loop.now
         state.fetched = state.granted = now
-        if state.assignment is None:
-            raise ValueError(f"request {state.request_id} is read without an assignment")
-        blocks = state.assignment.read_plan.storage_blocks()
-        if not blocks:
-            self.loop.at(now, self._reads_complete, (state, engine))
+        if not state.reads:
+            self.loop.at(now, self._reads_complete, (state, engine))  # after this boundary
             return
-        size = self.model.kv_token_bytes * self.cluster.block_tokens
-        state.reads_left = len(blocks)
+        state.reads_left = len(state.reads)
         latency = self.cluster.node.read_latency_s
-        for node_id, count in blocks.items():
+        for node_id, tokens in state.reads.items():
             route = (self._snic[node_id], self._dram[node_id])
-            self._reading[node_id] += count * self.cluster.block_tokens
-            self._network.transfer(route, count * size, self._one_read, (state, engine, node_id, count), latency)
+            self._reading[node_id] += tokens
+            self._network.transfer(route, tokens * self._kv_bytes, self._one_read, (state, engine, node_id), latency)
 
-    def _one_read(self, what: tuple[RoundState, PrefillEngine, str, int]) -> None:
-        state, engine, node_id, blocks = what
-        self._reading[node_id] -= blocks * self.cluster.block_tokens
+    def _one_read(self, what: tuple[RoundState, PrefillEngine, str]) -> None:
+        state, engine, node_id = what
+        self._reading[node_id] -= state.reads[node_id]
         self._core.reads_done(state.request_id, node_id)
         state.reads_left -= 1
         if state.reads_left:
@@ -297,7 +300,7 @@ class Simulator:
             self._reads_complete((state, engine))
         else:
             route = (self._dram[engine.node_id], self._cnic_in[engine.engine_id])
-            self._network.transfer(route, state.hit * self.model.kv_token_bytes, self._reads_complete, (state, engine))
+            self._network.transfer(route, state.hit * self._kv_bytes, self._reads_complete, (state, engine))
 
     def _reads_complete(self, what: tuple[RoundState, PrefillEngine]) -> None:
         state, engine = what
@@ -311,13 +314,8 @@ class Simulator:
         In: hit KV (from either side) and KV of earlier chunks. Out: loop-back of what this node read, and what goes to the decode node:
         the whole prompt if this node read it, only new KV otherwise (paper sections 2.1, 2.2).
         """
-        inward = state.cached
-        on_prefill = 0
-        if state.assignment is not None:
-            node = state.assignment.prefill_node
-            on_prefill = state.assignment.read_plan.storage_blocks().get(node, 0) * self.cluster.block_tokens
-        outward = 2 * on_prefill + chunk
-        return max(inward, outward) * self.model.kv_token_bytes / self.cluster.node.cnic_bytes_per_s
+        inward, outward = state.cached, 2 * state.prefill_read + chunk
+        return (inward if inward > outward else outward) * self._cnic_token_s
 
     def _prefilled(self, state: RoundState, engine: PrefillEngine) -> None:
         """Prefill is complete and the first token exists; the KV goes to the decode engine."""
@@ -330,11 +328,10 @@ class Simulator:
             self._in_hbm(state)
         elif self.system.layerwise:
             # All layers but the last have gone to the decode node during the pass.
-            last_layer_s = state.chunk * self.model.kv_token_bytes / self.model.layers / self.cluster.node.cnic_bytes_per_s
-            self.loop.at(now + last_layer_s, self._to_hbm, state)
+            self._to_hbm(state, state.chunk * self._last_layer_token_s)
         else:
             route = (engine.cnic_out, self._cnic_in[state.assignment.decode_engine], self._dram[state.assignment.decode_node])
-            self._network.transfer(route, state.prompt * self.model.kv_token_bytes, self._handed_over, (state, engine))
+            self._network.transfer(route, state.prompt * self._kv_bytes, self._handed_over, (state, engine))
 
     def _handed_over(self, what: tuple[RoundState, PrefillEngine]) -> None:
         """Without layerwise prefill: the whole prompt's KV is on the decode node, and the prefill engine's memory is free."""
@@ -344,18 +341,18 @@ class Simulator:
             self._group_of[engine.engine_id].wake()
         self._to_hbm(state)
 
-    def _to_hbm(self, state: RoundState) -> None:
+    def _to_hbm(self, state: RoundState, latency: float = 0.0) -> None:
         if state.assignment is None:
             raise ValueError(f"request {state.request_id} was prefilled without an assignment")
         route = (self._dram[state.assignment.decode_node], self._cnic_in[state.assignment.decode_engine])
-        self._network.transfer(route, state.prompt * self.model.kv_token_bytes, self._in_hbm, state)
+        self._network.transfer(route, state.prompt * self._kv_bytes, self._in_hbm, state, latency)
 
     def _in_hbm(self, state: RoundState) -> None:
         if state.generate == 1 or state.assignment is None:
             self._end_turn(state)
             return
         group = self._decode_group[state.assignment.decode_engine]
-        self.loop.at(self.loop.now + ENTRY_STEPS * group.step_s, group.join, state)
+        group.join(state)
 
     def _end_turn(self, state: RoundState) -> None:
         now = self.loop.now
@@ -364,15 +361,17 @@ class Simulator:
         del self._states[state.request_id]
         self.results.turn(state, now)
         agent, index = state.agent, state.index + 1
-        block = self.cluster.block_tokens
-        before, after = self._context[agent] // block, (state.prompt + state.generate) // block
+        block, context = self._block, state.prompt + state.generate
         if state.assignment is not None and not self.system.zero_io:
-            self._persist(state.assignment.decode_node, (after - before) * block * self.model.kv_token_bytes)
-        self._context[agent] = state.prompt + state.generate
+            blocks = context // block - self._context[agent] // block
+            self._persist(state.assignment.decode_node, blocks * block * self._kv_bytes)
+        self._context[agent] = context
         trajectory = self._agents[agent]
         if index < len(trajectory.turns):
-            delay = trajectory.delays[index - 1] if trajectory.delays else 0.0
-            self.loop.at(now + delay, self._arrive, (agent, index))
+            if trajectory.delays and trajectory.delays[index - 1] > 0:
+                self.loop.at(now + trajectory.delays[index - 1], self._arrive, (agent, index))
+            else:
+                self._arrive((agent, index))
         else:
             self.results.trajectory.append(now - self._started[agent])
             self.agents_left -= 1

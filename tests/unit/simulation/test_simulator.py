@@ -248,4 +248,4 @@ def test_decode_group_counts_steps_and_waits_for_memory() -> None:
         state.assignment = Assignment(f"r{i}", "p", "p", "e", "d", ReadPlan())
         loop.at(float(i), group.join, state)
     loop.run()
-    assert done == [("r0", 10.0), ("r1", 11.0), ("r2", 20.0)]  # r2 waits for r0's memory
+    assert done == [("r0", 12.0), ("r1", 13.0), ("r2", 22.0)]  # r2 waits for r0's memory
