@@ -20,7 +20,7 @@ from dualpath_ray.messages import BlockLoad, Forward, LeaseGrant, LeaseRequest, 
 from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
-from dualpath_ray.transfer.sink import HitSource
+from dualpath_ray.transfer.feeds import HitSource
 
 log = logging.getLogger(__name__)
 

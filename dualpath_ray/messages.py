@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dualpath_ray.requests import Drawn, GenerationRequest, SamplingParams
+from dualpath_ray.transfer.feeds import HitSource
 from dualpath_ray.transfer.memory import PeerInfo
-from dualpath_ray.transfer.sink import HitSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from dualpath_ray.errors import (
     InvalidRequestError,
     OverloadedError,
     StaleEpochError,
-    TransferError,
 )
 from dualpath_ray.gateway import WINDOW
 from dualpath_ray.grammars import Grammars
@@ -39,8 +38,9 @@ from dualpath_ray.requests import Drawn
 from dualpath_ray.telemetry import tracing
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
+from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, NewKV
 from dualpath_ray.transfer.memory import dense_region
-from dualpath_ray.transfer.sink import ChunkFeed, HitSource, LayerSink, NewKV
+from dualpath_ray.transfer.sink import LayerSink
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ BatchPolicy = Callable[[Sequence[tuple[int, int]]], list[int]]
 """(cached, new) token counts of the waiting requests in order -> new tokens to compute of each, from the head; later ones wait."""
 
 MAX_ATTEMPTS = 3
-BLOCKED_TOKENS = 1 << 40
+CRAMPED_TOKENS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,11 @@ class PrefillService:
         self._changed = asyncio.Event()
         self._planner: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
-        self._blocked = 0  # batches whose window memory a lost gateway may still write to
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.sink.on_rows_freed = lambda: self._threadsafe(self._changed.set)
         self._planner = self._loop.create_task(self._plan())
 
     # ---- requests
@@ -108,11 +108,21 @@ class PrefillService:
     def unfinished_tokens(self) -> int:
         """Prompt tokens of the unfinished requests that are not computed yet, hits included (paper section 5.1, tok_e).
 
-        More than any engine could have while the window waits for a lost gateway: nothing new shall come here.
+        More than any engine could have while the window is `cramped`: nothing new shall come here.
         """
-        if self._blocked:
-            return BLOCKED_TOKENS
+        if self._cramped:
+            return CRAMPED_TOKENS
         return sum(len(job.task.tokens) - job.computed for job in self._jobs)
+
+    @property
+    def _longest_run(self) -> int:
+        """Rows of the window that lie together and may be used, in blocks: all, unless a lost gateway may still write to some."""
+        return max((len(run) for run in self.sink.free_rows()), default=0)
+
+    @property
+    def _cramped(self) -> bool:
+        """A lost gateway may still write to so much of the window that other engines serve new requests better."""
+        return 2 * self._longest_run < self.capacity_blocks
 
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
         """Compute a prompt. When this returns, all its new KV is in the decode node's staging, and the gateway has been told so.
@@ -121,7 +131,7 @@ class PrefillService:
         """
         if task.engine not in ("", self.endpoint.agent_name):
             raise StaleEpochError(f"prefill engine {self.engine_id} has been restarted since the request was assigned")
-        if self._blocked:
+        if self._cramped:
             raise OverloadedError(f"the window of prefill engine {self.engine_id} waits for a lost gateway's last writes")
         if len(self._jobs) >= self.settings.max_requests:
             raise OverloadedError(
@@ -240,17 +250,21 @@ class PrefillService:
 
     def _form_batch(self) -> PrefillBatch | None:
         ready = [job for job in self._jobs if job.prepared and job not in self._in_batch and job.feed.ready.done()]
+        longest = self._longest_run  # who needs more waits for rows that a lost gateway may still write to
+        ready = [job for job in ready if self.geometry.blocks_for(len(job.task.tokens)) <= longest]
         if not ready:
             return None
         sizes = self._plan_batch([(job.cached, job.left) for job in ready])
         jobs: list[PrefillJob] = []
         chunks: list[PrefillChunk] = []
         first_rows: list[int] = []
-        row = 0
+        runs = self.sink.free_rows()
         for job, size in zip(ready, sizes, strict=False):
             blocks = self.geometry.blocks_for(job.cached + size)
-            if row + blocks > self.capacity_blocks:
+            run = next((index for index, run in enumerate(runs) if len(run) >= blocks), None)
+            if run is None:
                 break
+            row, runs[run] = runs[run].start, runs[run][blocks:]
             task, start, first = job.task, job.cached, job.cached // self.geometry.block_tokens
             last = size == job.left
             job.feed.new_kv = NewKV(task.gateway.agent, task.lease_id, task.slots[first:blocks], first)
@@ -267,7 +281,6 @@ class PrefillService:
             )
             jobs.append(job)
             first_rows.append(row)
-            row += blocks
         now = time.monotonic()
         for job in jobs:
             job.started = job.started or now
@@ -287,11 +300,7 @@ class PrefillService:
         except Exception as raised:
             log.exception("prefill engine %s: a batch failed", self.engine_id)
             error = DualPathError(f"prefill failed: {raised}")
-        quiet, lost = (asyncio.wrap_future(future, loop=self._loop) for future in (batch.gate.finish(error), batch.gate.lost))
-        await asyncio.wait([quiet, lost], return_when=asyncio.FIRST_COMPLETED)
-        if not quiet.done():
-            await self._outlive(batch, quiet)
-            return
+        await asyncio.wrap_future(batch.gate.finish(error), loop=self._loop)
         batch.count(self.stats, self.geometry, time.monotonic() - start)
         if error is None:
             self.cost.add(*batch.cost())
@@ -300,21 +309,6 @@ class PrefillService:
             self._settle(job, batch.chunks[index], error, tokens[index] if tokens else None, sum(batch.gate.times.waited))
         batch.trace(self.engine_id)
         self._changed.set()
-
-    async def _outlive(self, batch: PrefillBatch, quiet: asyncio.Future[None]) -> None:
-        """A source is lost, but may still write to the window: its memory must wait, the requests need not."""
-        self._blocked += 1
-        error = TransferError(f"prefill engine {self.engine_id} waits for a lost gateway's last writes")
-        for job in batch.jobs:
-            self._in_batch.discard(job)
-            self._end(job, job.feed.error or error)
-        for job in [job for job in self._jobs if job not in self._in_batch]:
-            self._end(job, error)
-        try:
-            await quiet
-        finally:
-            self._blocked -= 1
-            self._changed.set()
 
     def _settle(self, job: PrefillJob, chunk: PrefillChunk, error: DualPathError | None, first: Drawn | None, waited_s: float) -> None:
         """Decide what becomes of a request after its batch has ended."""

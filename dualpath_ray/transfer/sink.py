@@ -8,6 +8,8 @@ A prefill engine keeps KV of only `W` layers of its batch: a ring of W window la
 
 Batches follow each other through the same ring, so the first layers of the next batch arrive while the last ones of the current
 batch are computed. Memory of a batch that failed is not reused before each of its sources has said that nothing is under way.
+A source that is lost says nothing: the *rows* that it may write to stay taken, in all layers, until it is known to be dead; ring slots go
+on round with the other rows.
 """
 
 from __future__ import annotations
@@ -21,66 +23,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, StoreError, TransferError
 from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, Incoming, NewKV
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 from dualpath_ray.transfer.push import Push
-
-
-@dataclass(frozen=True, slots=True)
-class HitSource:
-    """Where some blocks of a sequence's cached KV lie: blocks `blocks` of the sequence are at `positions` of a lease of gateway `agent`."""
-
-    agent: str
-    lease: int
-    positions: tuple[int, ...]
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NewKV:
-    """Where the KV computed for a chunk goes: staging slots `slots` under `lease` of gateway `agent`.
-
-    `slots[i]` takes block `first_block + i` of the sequence.
-    """
-
-    agent: str
-    lease: int
-    slots: npt.NDArray[np.int32]
-    first_block: int
-
-
-@dataclass(slots=True, eq=False)
-class _Incoming:
-    number: int
-    source: HitSource
-    feed: ChunkFeed
-    ready: bool = False
-    closed: bool = False
-    landed: int = 0  # layers
-
-
-class ChunkFeed:
-    """The open streams of one chunk. `ready` is done when their first layers can be had, or raises why they cannot."""
-
-    def __init__(self, new_kv: NewKV) -> None:
-        self.new_kv = new_kv
-        self.ready: Future[None] = Future()
-        self.incoming: list[_Incoming] = []
-        self.first_row_block = 0
-        self.error: DualPathError | None = None
-        self.gate: BatchGate | None = None
-
-    @property
-    def closed(self) -> bool:
-        return all(stream.closed for stream in self.incoming)
-
-    def fail(self, error: DualPathError) -> None:
-        self.error = self.error or error
-        if not self.ready.done():
-            self.ready.set_exception(error)
+from dualpath_ray.transfer.window_rows import WindowRows, overlap
 
 
 @dataclass(slots=True)
@@ -113,7 +62,6 @@ class BatchGate:
         self.error: DualPathError | None = None
         self.finished = False
         self.deadline = time.monotonic() + timeout_s
-        self.lost: Future[None] = Future()  # done when a source cannot be had any more, though it may still write
         self.ring_free: Future[None] = Future()  # done when this batch needs no more ring slots: the next one may be queued
         self.peak_ring_slots = 0
         self.times = GateTimes()
@@ -127,9 +75,9 @@ class BatchGate:
         self._sink.push_new_kv(self, layer, before_push)
 
     def finish(self, error: DualPathError | None = None) -> Future[None]:
-        """The engine is done with the batch (or gave it up, with `error`). The future ends when no byte is under way in either direction.
+        """The engine is done with the batch (or gave it up, with `error`).
 
-        It raises if new KV could not be delivered.
+        The future ends when no byte is under way in either direction, but for what a lost source may still write to rows that stay taken.
         """
         return self._sink.finish_batch(self, error)
 
@@ -147,9 +95,11 @@ class LayerSink:
         self._window, self._staging = window_region, staging_region
         self.layers = layers
         self.ring_slots, self.capacity_blocks = ring_slots, capacity_blocks
+        self.on_rows_freed: Callable[[], None] = lambda: None  # called on the endpoint's thread, or on that of `source_died`
+        self._rows = WindowRows(capacity_blocks)
         self._lock = threading.Condition()
         self._numbers = itertools.count(1)
-        self._incoming: dict[int, _Incoming] = {}
+        self._incoming: dict[int, Incoming] = {}
         self._free_ring = deque(range(ring_slots))
         self._batches: deque[BatchGate] = deque()
         self._ending: dict[BatchGate, Future[None]] = {}
@@ -164,7 +114,7 @@ class LayerSink:
         feed = ChunkFeed(new_kv)
         with self._lock:
             for source in sources:
-                stream = _Incoming(next(self._numbers), source, feed)
+                stream = Incoming(next(self._numbers), source, feed)
                 feed.incoming.append(stream)
                 self._incoming[stream.number] = stream
         for stream in feed.incoming:
@@ -182,7 +132,10 @@ class LayerSink:
                 self._endpoint.send(stream.source.agent, CloseStream(stream.number))
 
     def start_batch(self, feeds: Sequence[ChunkFeed], first_row_blocks: Sequence[int], timeout_s: float) -> BatchGate:
-        """Queue a batch for the ring. `first_row_blocks[i]` is where feed i's position 0 lies in every window layer, in blocks."""
+        """Queue a batch for the ring. `first_row_blocks[i]` is where feed i's position 0 lies in every window layer, in blocks.
+
+        It must lie in `free_rows`, which only `source_lost` takes from: call both from one thread.
+        """
         gate = BatchGate(self, feeds, timeout_s)
         with self._lock:
             for feed, row in zip(feeds, first_row_blocks, strict=True):
@@ -213,20 +166,32 @@ class LayerSink:
     def source_lost(self, agent: str) -> None:
         """A gateway cannot be had any more, but is not known to be dead: what needs it fails now.
 
-        Window memory that was granted to it stays taken until `source_died`, or until it says itself that nothing is under way.
+        Rows that were granted to it stay taken until `source_died`, or until it says itself that nothing is under way. A later batch that
+        was laid over them, and has not got all its ring slots, fails too: it would get those of the batch that this source writes to.
         """
         error = TransferError(f"gateway {agent} is lost")
         with self._lock:
             for stream in self._incoming.values():
-                if stream.source.agent != agent:
+                if stream.source.agent != agent or stream.lost:
                     continue
+                stream.lost = True
                 stream.feed.fail(error)
                 gate = stream.feed.gate
-                if gate is not None:
-                    gate.error = gate.error or error
-                    if not gate.lost.done():
-                        gate.lost.set_result(None)
+                if gate is None:
+                    continue
+                gate.error = gate.error or error
+                self._rows.take(stream.number, stream.rows)
+                for other in self._over(stream.rows):
+                    if other is not gate:
+                        other.error = other.error or TransferError(f"laid out over rows that {agent} may still write to")
+            for gate in list(self._batches):
+                self._end_if_quiet(gate)
             self._lock.notify_all()
+
+    def free_rows(self) -> list[range]:
+        """The runs of rows of the window layers that a batch may be laid out in, in blocks."""
+        with self._lock:
+            return self._rows.free()
 
     @property
     def idle(self) -> bool:
@@ -235,11 +200,13 @@ class LayerSink:
             return not self._incoming and not self._batches and len(self._free_ring) == self.ring_slots
 
     def check_integrity(self) -> None:
-        """Each ring slot is free or granted to one layer of one batch. Raises AssertionError."""
+        """Each ring slot is free or granted to one layer of one batch, which will get none whose rows are taken. Raises AssertionError."""
         with self._lock:
             used = [state.ring_slot for gate in self._batches for state in gate.layers if state.ring_slot is not None]
             if sorted([*self._free_ring, *used]) != list(range(self.ring_slots)):
                 raise AssertionError(f"window ring: free {sorted(self._free_ring)}, used {sorted(used)} of {self.ring_slots}")
+            if any(gate.error is None for rows in self._rows.taken for gate in self._over(rows)):
+                raise AssertionError(f"window rows: a batch will get rows that a lost source may write to: {self._rows.taken}")
 
     # ---- engine's thread, through the gate
 
@@ -334,9 +301,12 @@ class LayerSink:
                     gate.error = gate.error or error
             if gate is not None:
                 self._end_if_quiet(gate)
+            if stream.lost:
+                self._rows.give_back(stream.number)
+                self.on_rows_freed()
             self._lock.notify_all()
 
-    def _known(self, sender: str, number: int) -> _Incoming | None:
+    def _known(self, sender: str, number: int) -> Incoming | None:
         stream = self._incoming.get(number)
         return stream if stream is not None and stream.source.agent == sender else None
 
@@ -354,6 +324,11 @@ class LayerSink:
             self._end_if_quiet(gate)
 
     # ---- with the lock held
+
+    def _over(self, rows: range) -> list[BatchGate]:
+        """Batches laid out over some of `rows` that have not got all their ring slots."""
+        gates = [gate for gate in self._batches if gate.granted < self.layers]
+        return [gate for gate in gates if any(overlap(feed.rows, rows) for feed in gate.feeds)]
 
     def _grant(self) -> None:
         """Hand free ring slots to the next layers, oldest batch first, and credit their sources."""
@@ -379,7 +354,7 @@ class LayerSink:
     def _end_if_quiet(self, gate: BatchGate) -> None:
         """Free what a finished batch still holds once nothing can write to it or read from it."""
         future = self._ending.get(gate)
-        if future is None or gate.pushing or not all(feed.closed for feed in gate.feeds):
+        if future is None or gate.pushing or not all(feed.quiet for feed in gate.feeds):
             return
         del self._ending[gate]
         for state in gate.layers:

@@ -116,7 +116,7 @@ class SinkProcess:
 
     def stream(self) -> tuple[float, float, list[float]]:
         """All layers as a prefill engine gets them; returns (seconds, CPU seconds, when each layer was there)."""
-        from dualpath_ray.transfer.sink import HitSource, NewKV
+        from dualpath_ray.transfer.feeds import HitSource, NewKV
 
         nothing = NewKV(self._source_info.agent, 1, np.empty(0, dtype=np.int32), 0)
         positions = tuple(range(self._blocks))

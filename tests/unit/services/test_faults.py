@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from dualpath_ray.config.telemetry import TelemetrySettings
-from dualpath_ray.errors import BlockError, CancelledError, DualPathError, InvalidRequestError, StaleEpochError, TransferError
+from dualpath_ray.errors import (
+    BlockError,
+    CancelledError,
+    DualPathError,
+    InvalidRequestError,
+    OverloadedError,
+    StaleEpochError,
+    TransferError,
+)
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import LeaseRequest
 from dualpath_ray.stores.base import BlockStore
@@ -116,7 +124,7 @@ async def test_a_late_layer_delays_only_itself(tiny_llama: Path, tmp_path: Path)
 
 
 async def test_a_lost_gateway_fails_what_waits_for_it_at_once(tiny_llama: Path, tmp_path: Path) -> None:
-    """It would have been answered, late. Here the gateway lives after all and says that nothing is under way: the engine goes on."""
+    """It would have been answered, late. Here the gateway lives after all and says that nothing is under way: its rows are free again."""
     store = tmp_path / "store"
     async with running_system(shared_model(tiny_llama), store) as system:
         expected = await warm(system)
@@ -126,11 +134,38 @@ async def test_a_lost_gateway_fails_what_waits_for_it_at_once(tiny_llama: Path, 
         while not system.prefill_service._in_batch:
             await asyncio.sleep(0.001)
         system.prefill_service.peer_lost(system.gateways["p0"].endpoint.agent_name)
+        assert system.prefill_service.sink.free_rows() == [range(20, system.prefill_service.capacity_blocks)]
         with pytest.raises(TransferError, match="lost"):
             await asked
         await system.settle()
-        assert not system.prefill_service._blocked
+        assert system.prefill_service.sink.free_rows() == [range(system.prefill_service.capacity_blocks)]
         assert (await system.ask(PROMPT, "prefill")).tokens == expected
+
+
+async def test_an_engine_goes_on_beside_rows_that_a_lost_gateway_may_write_to(tiny_llama: Path, tmp_path: Path) -> None:
+    """A prompt of 21 blocks in a window of 64: it goes where there is room for it, waits while there is none, and is refused by an engine
+    that can use less than half of its window."""
+    async with running_system(shared_model(tiny_llama), tmp_path) as system:
+        expected = await warm(system)
+        service = system.prefill_service
+        rows = service.sink._rows
+        rows.take("lost", range(2, 30))
+        assert [(await system.ask(PROMPT, side)).tokens for side in ("prefill", "decode", "recompute")] == [expected] * 3
+        rows.take("lost, too", range(50, 60))
+        assert service.unfinished_tokens > service.capacity_blocks * 16
+        with pytest.raises(OverloadedError, match="lost gateway"):
+            await system.ask(PROMPT, "prefill")
+        rows.give_back("lost")
+        asked = asyncio.create_task(system.ask(PROMPT, "prefill"))
+        while not service._jobs:
+            await asyncio.sleep(0.001)
+        rows.take("lost", range(2, 30))  # after the engine took the request: it has to wait
+        done, _ = await asyncio.wait([asked], timeout=0.3)
+        assert not done
+        rows.give_back("lost")
+        service.sink.on_rows_freed()
+        assert (await asked).tokens == expected
+        rows.give_back("lost, too")
 
 
 @pytest.mark.parametrize("phase", ["waiting for slots", "reading", "prefilling", "first token", "decoding"])

@@ -16,9 +16,10 @@ import pytest
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
+from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, NewKV
 from dualpath_ray.transfer.memory import Region, allocate
 from dualpath_ray.transfer.messages import Credit, StreamClosed, WriterDone
-from dualpath_ray.transfer.sink import BatchGate, ChunkFeed, HitSource, LayerSink, NewKV
+from dualpath_ray.transfer.sink import BatchGate, LayerSink
 from dualpath_ray.transfer.source import StreamSource
 
 LAYERS, BLOCK_BYTES, CAPACITY = 5, 512, 24
@@ -151,12 +152,12 @@ class Chunk:
 
 
 class Batch:
-    """Chunks that are computed together, each at its row of the window."""
+    """Chunks that are computed together, one behind the other in the window's rows from `first_row` on."""
 
-    def __init__(self, cluster: Cluster, chunks: Sequence[Chunk], timeout_s: float = WAIT_S) -> None:
+    def __init__(self, cluster: Cluster, chunks: Sequence[Chunk], timeout_s: float = WAIT_S, first_row: int = 0) -> None:
         self.cluster, self.chunks = cluster, chunks
         self.feeds = [chunk.open() for chunk in chunks]
-        self.rows = np.cumsum([0, *(chunk.blocks for chunk in chunks)]).tolist()
+        self.rows = np.cumsum([first_row, *(chunk.blocks for chunk in chunks)]).tolist()
         self.timeout_s = timeout_s
         self.gate: BatchGate
 
@@ -297,25 +298,31 @@ def test_a_dead_source_ends_what_came_from_it(cluster: Cluster, when: str) -> No
     cluster.settle()
 
 
-def test_a_lost_source_fails_its_batch_at_once_and_frees_memory_only_when_it_is_known_to_be_dead(cluster: Cluster) -> None:
+def test_a_lost_source_keeps_only_its_rows(cluster: Cluster) -> None:
+    """Its batch fails at once, others go on in the remaining rows; all may be used when it is known to be dead."""
     chunk = Chunk(cluster, (3, 3), 2, layers_ready=0)
     chunk.loaded(2)
-    batch = Batch(cluster, [chunk])
-    batch.start()
+    batch, over_it = Batch(cluster, [chunk]), Batch(cluster, [Chunk(cluster, (5, 0), 2)])
+    beside_it = Batch(cluster, [Chunk(cluster, (5, 0), 2)], first_row=8)
+    for each in (batch, over_it, beside_it):
+        each.start()
     lost = cluster.nodes[1].endpoint
     with ThreadPoolExecutor(1) as engine:
-        run = engine.submit(batch.gate.enter, LAYERS - 1)
+        run = engine.submit(batch.run)
         lost.close()
         cluster.sink.source_lost(lost.agent_name)
         with pytest.raises(TransferError, match="lost"):
             run.result(WAIT_S)
-    quiet = batch.gate.finish()
-    assert batch.gate.lost.done()
-    with pytest.raises(TimeoutError):
-        quiet.result(0.2)
+    assert cluster.sink.free_rows() == [range(3), range(6, CAPACITY)]
+    with pytest.raises(TransferError, match="laid out over"):
+        over_it.run()
+    beside_it.run()
+    following = Batch(cluster, [Chunk(cluster, (2, 0), 1)])
+    following.start()
+    following.run()
     assert not cluster.sink.idle, "it may still write to the window"
     cluster.sink.source_died(lost.agent_name)
-    quiet.result(WAIT_S)
+    assert cluster.sink.free_rows() == [range(CAPACITY)]
     cluster.nodes.pop()
     cluster.settle()
 
