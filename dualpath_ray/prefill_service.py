@@ -40,7 +40,7 @@ from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, NewKV
 from dualpath_ray.transfer.memory import dense_region
-from dualpath_ray.transfer.sink import LayerSink
+from dualpath_ray.transfer.sink import REFRESH_S, LayerSink
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class PrefillService:
         self._in_batch: set[PrefillJob] = set()
         self._changed = asyncio.Event()
         self._planner: asyncio.Task[None] | None = None
+        self._refresher: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
 
@@ -97,6 +98,7 @@ class PrefillService:
         self._loop = asyncio.get_running_loop()
         self.sink.on_rows_freed = lambda: self._threadsafe(self._changed.set)
         self._planner = self._loop.create_task(self._plan())
+        self._refresher = self._loop.create_task(self._refresh())
 
     # ---- requests
 
@@ -242,6 +244,11 @@ class PrefillService:
                 await asyncio.wait(set(self._batches), return_when=asyncio.FIRST_COMPLETED)
             self._changed.set()
 
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S / 2)
+            self.sink.refresh()
+
     def _drop_failed(self) -> None:
         for job in [job for job in self._jobs if job not in self._in_batch and job.feed.ready.done()]:
             error = job.feed.ready.exception()
@@ -365,8 +372,9 @@ class PrefillService:
         self.sink.check_integrity()
 
     async def close(self) -> None:
-        if self._planner is not None:
-            self._planner.cancel()
+        for task in (self._planner, self._refresher):
+            if task is not None:
+                task.cancel()
         for job in list(self._jobs):
             self._cancel(job)
         await asyncio.to_thread(self.endpoint.close)

@@ -16,7 +16,7 @@ Cost: O(log engines) per event and per decision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from policies.accounts import UNLIMITED_SLOTS, EngineAccount, NodeAccount
@@ -268,6 +268,8 @@ class SchedulerCore:
             node, decode_node = prefill.node, decode.node
             self._queue.pop()
             self._forget_waiting(demand)
+            if demand.resident:
+                demand = self._without_lost_nodes(demand)
             if settings.recompute:
                 demand = self._with_loaded_prefix(demand, prefill, decode_node)
             plan = plan_reads(
@@ -379,6 +381,11 @@ class SchedulerCore:
             return ReadCandidate(node.node_id, node.read_tokens, 0.0, node.free_slots)
         queue = node.read_tokens if self.settings.queue_view == "accounted" else node.load.read_queue_tokens
         return ReadCandidate(node.node_id, queue, node.load.snic_bandwidth, node.free_slots)
+
+    def _without_lost_nodes(self, demand: RequestDemand) -> RequestDemand:
+        """Nodes whose DRAM held some of its blocks may have been lost, or be draining, since it was submitted."""
+        usable = {node: at for node, at in demand.resident.items() if node in self._node_reports and node not in self._draining}
+        return demand if len(usable) == len(demand.resident) else replace(demand, resident=usable)
 
     def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
         cost = self._cost(engine)

@@ -102,7 +102,7 @@ class Endpoint:
         self.call(lambda: self._enqueue(push))
 
     def send(self, agent: str, message: Message) -> None:
-        """Send without acknowledgement; a failure is logged (the waits that depend on it have deadlines)."""
+        """Send without acknowledgement. A failure is logged: who waits for an answer asks again (`LayerSink.refresh`)."""
         self.call(lambda: self._send(agent, message))
 
     def finish_writes(self, agent: str, lease: int, error: str | None = None) -> None:
@@ -212,7 +212,7 @@ class Endpoint:
     def _send(self, agent: str, message: Message, traffic: TrafficClass = TrafficClass.KV_READ) -> None:
         """Messages that follow data must leave by the agent that pushed it: what two agents send may arrive in any order."""
         try:
-            self._lanes.of(traffic).agent.send_notif(agent, messages.encode(message))
+            self._lanes.notify(agent, messages.encode(message), traffic)
             self.stats.messages_sent += 1
         except Exception as error:
             level = logging.DEBUG if self._stopping else logging.WARNING

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,9 @@ class Incoming:
     ready: bool = False
     closed: bool = False
     lost: bool = False  # nobody will say that it is closed before its source is known to be dead
-    landed: int = 0  # layers
+    closing: bool = False  # its source has been told to push nothing more
+    landed: set[int] = field(default_factory=set)  # layers
+    heard_at: float = field(default_factory=time.monotonic)  # when its source last said anything, or was asked again
 
     @property
     def rows(self) -> range:

@@ -7,10 +7,11 @@ messages that pace streams; the others only push. Without classes there is one a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from dualpath_ray.errors import ConfigError
+from dualpath_ray.errors import ConfigError, DualPathError, TransferError
 from dualpath_ray.rdma.readiness import opens_rdma
 from dualpath_ray.traffic.classes import Marking, TrafficClass
 from dualpath_ray.traffic.sockets import AgentSockets
@@ -18,6 +19,8 @@ from dualpath_ray.transfer import nixl_api
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.links import Links
 from dualpath_ray.transfer.memory import PeerInfo, Region
+
+RETRY_S = 0.2  # between two attempts to connect to a peer
 
 
 class Lanes:
@@ -28,6 +31,7 @@ class Lanes:
         self._sockets: dict[TrafficClass, AgentSockets] = {}
         self._seen: set[tuple[TrafficClass, str]] = set()  # peers that something has landed on, and so all connections are there
         self._by_class: dict[TrafficClass, Links] = {}
+        self._unreached: dict[str, tuple[PeerInfo, float]] = {}  # peers that could not be connected, and when to try again
         for traffic, marking in _distinct(settings.traffic).items():
             self._by_class[traffic] = self._open(agent_name, regions, settings, traffic, marking)
         self.first = self._by_class.get(TrafficClass.KV_READ) or self._open(agent_name, regions, settings, TrafficClass.KV_READ, None)
@@ -47,7 +51,7 @@ class Lanes:
         return all(links.knows(agent) for links in self._by_class.values())
 
     def connect(self, peer: PeerInfo) -> None:
-        """Make `peer` known to every agent."""
+        """Make `peer` known to every agent. Where that fails, because a link is down, `to` tries again."""
         for traffic, links in self._by_class.items():
             if links.knows(peer.agent):
                 continue
@@ -58,8 +62,40 @@ class Lanes:
             if sockets is not None:
                 sockets.connected(peer.metadata)
                 sockets.accepted()
+        if self.knows(peer.agent):
+            self._unreached.pop(peer.agent, None)
+        else:
+            self._unreached[peer.agent] = peer, time.monotonic() + RETRY_S
+
+    def to(self, agent: str, traffic: TrafficClass) -> Links:
+        """The agent that pushes in this class, after another attempt to connect to a peer that could not be reached."""
+        peer, due = self._unreached.get(agent, (None, 0.0))
+        if peer is not None and time.monotonic() >= due:
+            self.connect(peer)
+        return self.of(traffic)
+
+    def notify(self, agent: str, message: bytes, traffic: TrafficClass) -> None:
+        """Send a message; over a new connection if the one there was has broken. Raises what NIXL raises."""
+        try:
+            self.to(agent, traffic).agent.send_notif(agent, message)
+        except Exception as error:
+            if not self._mend(agent, traffic, error):
+                raise
+            self.of(traffic).agent.send_notif(agent, message)
+
+    def failed(self, agent: str, traffic: TrafficClass, error: Exception) -> DualPathError:
+        """What a failed push means. A connection that has broken is made anew."""
+        self._mend(agent, traffic, error)
+        return error if isinstance(error, DualPathError) else TransferError(f"push to {agent} failed: {error or type(error).__name__}")
+
+    def _mend(self, agent: str, traffic: TrafficClass, error: Exception) -> bool:
+        peer = self.of(traffic).broken(agent, error)
+        if peer is not None:
+            self.connect(peer)
+        return peer is not None and self.of(traffic).knows(agent)
 
     def disconnect(self, agent: str) -> None:
+        self._unreached.pop(agent, None)
         for links in self._by_class.values():
             links.disconnect(agent)
         self._seen = {(traffic, peer) for traffic, peer in self._seen if peer != agent}

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from dualpath_ray.errors import DualPathError, TransferError
+from dualpath_ray.errors import TransferError
 from dualpath_ray.transfer.memory import PeerInfo, Region
 
 log = logging.getLogger(__name__)
@@ -81,13 +81,13 @@ class Links:
         except Exception as error:
             log.debug("endpoint %s: removing %s: %s", self._agent_name, agent, error)
 
-    def failed(self, agent: str, error: Exception) -> DualPathError:
-        """What a failed push to `agent` means. After a disconnect NIXL refuses everything to it until it is removed and added again."""
+    def broken(self, agent: str, error: Exception) -> PeerInfo | None:
+        """What is to be connected anew: after a disconnect NIXL refuses everything to a peer until it is removed and added again."""
         peer = self._peers.get(agent)
-        if peer is not None and "Disconnect" in type(error).__name__:
-            self.disconnect(agent)
-            self.connect(peer)
-        return error if isinstance(error, DualPathError) else TransferError(f"push to {agent} failed: {error or type(error).__name__}")
+        if peer is None or "Disconnect" not in type(error).__name__:
+            return None
+        self.disconnect(agent)
+        return peer
 
     def release(self, handle: Any) -> None:
         """Give a descriptor list or transfer back to NIXL."""

@@ -79,7 +79,7 @@ class PushQueue:
             self._piece_ended(push, push.error)
             return 1
         start = time.perf_counter()
-        links = self._lanes.of(push.traffic)
+        links = self._lanes.to(push.peer, push.traffic)
         handle = None
         try:
             if push.before is not None:
@@ -93,7 +93,7 @@ class PushQueue:
         except Exception as error:
             if handle is not None:
                 links.release(handle)
-            self._piece_ended(push, links.failed(push.peer, error))
+            self._piece_ended(push, self._lanes.failed(push.peer, push.traffic, error))
             return 1
         finally:
             self._stats.push_seconds += time.perf_counter() - start
@@ -120,7 +120,7 @@ class PushQueue:
             except Exception as error:
                 self._posted.remove(posted)
                 posted.links.release(posted.handle)
-                self._piece_ended(posted.push, posted.links.failed(posted.push.peer, error))
+                self._piece_ended(posted.push, self._lanes.failed(posted.push.peer, posted.push.traffic, error))
                 ended += 1
                 continue
             if state == "DONE":

@@ -10,6 +10,8 @@ Batches follow each other through the same ring, so the first layers of the next
 batch are computed. Memory of a batch that failed is not reused before each of its sources has said that nothing is under way.
 A source that is lost says nothing: the *rows* that it may write to stay taken, in all layers, until it is known to be dead; ring slots go
 on round with the other rows.
+
+Messages may be lost with a connection that breaks: what is not answered is said again (`refresh`), and sources know what they have heard.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ class GateTimes:
     waited: list[float] = field(default_factory=list)
     entered_at: list[float] = field(default_factory=list)
     left_at: list[float] = field(default_factory=list)
+
+
+REFRESH_S = 1.0  # silence of a source after which it is asked again
 
 
 class BatchGate:
@@ -118,7 +123,7 @@ class LayerSink:
                 feed.incoming.append(stream)
                 self._incoming[stream.number] = stream
         for stream in feed.incoming:
-            self._endpoint.send(stream.source.agent, OpenStream(stream.number, stream.source.lease, list(stream.source.positions)))
+            self._open(stream)
         if not feed.incoming:
             feed.ready.set_result(None)
         for agent in {source.agent for source in sources if self._endpoint.is_dead(source.agent)}:
@@ -128,8 +133,32 @@ class LayerSink:
     def close(self, feed: ChunkFeed) -> None:
         """Give up a feed that is in no batch."""
         for stream in feed.incoming:
-            if not stream.closed:
-                self._endpoint.send(stream.source.agent, CloseStream(stream.number))
+            self._close(stream)
+
+    def _open(self, stream: Incoming) -> None:
+        self._endpoint.send(stream.source.agent, OpenStream(stream.number, stream.source.lease, list(stream.source.positions)))
+
+    def _close(self, stream: Incoming) -> None:
+        if not stream.closed:
+            stream.closing = True
+            self._endpoint.send(stream.source.agent, CloseStream(stream.number))
+
+    def refresh(self) -> None:
+        """Say again to sources that have been silent for REFRESH_S what they may not have heard. To be called now and then."""
+        now = time.monotonic()
+        with self._lock:
+            silent = [stream for stream in self._incoming.values() if not stream.lost and now - stream.heard_at >= REFRESH_S]
+            for stream in silent:
+                stream.heard_at = now
+                gate = stream.feed.gate
+                if stream.closing or len(stream.landed) == self.layers:
+                    self._close(stream)
+                elif not stream.ready:
+                    self._open(stream)
+                elif gate is not None:
+                    for layer, state in enumerate(gate.layers[: gate.granted]):
+                        if layer not in stream.landed and state.ring_slot is not None:
+                            self._credit(stream, layer, state.ring_slot)
 
     def start_batch(self, feeds: Sequence[ChunkFeed], first_row_blocks: Sequence[int], timeout_s: float) -> BatchGate:
         """Queue a batch for the ring. `first_row_blocks[i]` is where feed i's position 0 lies in every window layer, in blocks.
@@ -152,7 +181,7 @@ class LayerSink:
             gate = feed.gate
             if gate is None or gate.error is not None or gate.waiting_for is None:
                 return
-            if any(stream.landed <= gate.waiting_for for stream in feed.incoming):
+            if any(gate.waiting_for not in stream.landed for stream in feed.incoming):
                 gate.error = error
                 self._lock.notify_all()
 
@@ -256,10 +285,9 @@ class LayerSink:
             gate.finished = True
             gate.error = gate.error or error
             self._ending[gate] = future
-            to_close = [stream for feed in gate.feeds for stream in feed.incoming if not stream.closed] if gate.error else []
-        for stream in to_close:
-            self._endpoint.send(stream.source.agent, CloseStream(stream.number))
-        with self._lock:
+            if gate.error:
+                for stream in [stream for feed in gate.feeds for stream in feed.incoming]:
+                    self._close(stream)
             self._end_if_quiet(gate)
         return future
 
@@ -278,11 +306,9 @@ class LayerSink:
     def _on_landed(self, sender: str, message: LayerLanded) -> None:
         with self._lock:
             stream = self._known(sender, message.stream)
-            if stream is None or stream.feed.gate is None:
-                return
-            stream.landed += 1
-            stream.feed.gate.layers[message.layer].landed += 1
-            self._lock.notify_all()
+            if stream is not None:
+                self._landed(stream, message.layer)
+                self._lock.notify_all()
 
     def _on_closed(self, sender: str, message: StreamClosed) -> None:
         with self._lock:
@@ -292,6 +318,9 @@ class LayerSink:
             del self._incoming[stream.number]
             stream.closed = True
             feed, gate = stream.feed, stream.feed.gate
+            if message.error is None and not stream.closing:  # it has ended by itself: all has landed, whether we heard of it or not
+                for layer in range(self.layers):
+                    self._landed(stream, layer)
             if message.error is not None:
                 error: DualPathError = StoreError(message.error) if message.store else TransferError(message.error)
                 if message.bad_key is not None:
@@ -308,7 +337,10 @@ class LayerSink:
 
     def _known(self, sender: str, number: int) -> Incoming | None:
         stream = self._incoming.get(number)
-        return stream if stream is not None and stream.source.agent == sender else None
+        if stream is None or stream.source.agent != sender:
+            return None
+        stream.heard_at = time.monotonic()
+        return stream
 
     def _new_kv_left(self, gate: BatchGate, layer: int, feed: ChunkFeed, error: DualPathError | None) -> None:
         with self._lock:
@@ -337,19 +369,21 @@ class LayerSink:
                 layer, gate.granted = gate.granted, gate.granted + 1
                 ring_slot = self._free_ring.popleft()
                 gate.layers[layer].ring_slot = ring_slot
-                self._credit(gate, layer, ring_slot * self.capacity_blocks)
+                for stream in [stream for feed in gate.feeds for stream in feed.incoming]:
+                    self._credit(stream, layer, ring_slot)
                 gate.peak_ring_slots = max(gate.peak_ring_slots, sum(state.ring_slot is not None for state in gate.layers))
                 self._lock.notify_all()
             if gate.granted == self.layers and not gate.ring_free.done():
                 gate.ring_free.set_result(None)
 
-    def _credit(self, gate: BatchGate, layer: int, first_block: int) -> None:
-        for feed in gate.feeds:
-            for stream in feed.incoming:
-                rows = None
-                if layer == 0:
-                    rows = [feed.first_row_block + block for block in stream.source.blocks]
-                self._endpoint.send(stream.source.agent, Credit(stream.number, layer, first_block, rows))
+    def _landed(self, stream: Incoming, layer: int) -> None:
+        if stream.feed.gate is not None and layer not in stream.landed:
+            stream.landed.add(layer)
+            stream.feed.gate.layers[layer].landed += 1
+
+    def _credit(self, stream: Incoming, layer: int, ring_slot: int) -> None:
+        rows = [stream.feed.first_row_block + block for block in stream.source.blocks] if layer == 0 else None
+        self._endpoint.send(stream.source.agent, Credit(stream.number, layer, ring_slot * self.capacity_blocks, rows))
 
     def _end_if_quiet(self, gate: BatchGate) -> None:
         """Free what a finished batch still holds once nothing can write to it or read from it."""

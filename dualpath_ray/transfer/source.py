@@ -1,11 +1,12 @@
 """The pushing end of layer streams: a gateway's staging slots into prefill windows.
 
-Lives on the endpoint's thread: credits arrive there, and a layer that is both credited and loaded is pushed at once.
+Lives on the endpoint's thread: credits arrive there, and a layer that is both credited and loaded is pushed at once. A sink that has
+heard nothing for a while says everything again: what has been done already is answered, what is being done is ignored.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from dualpath_ray.errors import BlockError, DualPathError, StoreError
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 from dualpath_ray.transfer.push import Push
+
+ENDED_STREAMS_KEPT = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +38,8 @@ class _Stream:
     rows: npt.NDArray[np.int32] | None = None
     credits: deque[Credit] = field(default_factory=deque)
     announced: bool = False
-    layers_done: int = 0
+    credited: int = 0  # leading layers
+    done: set[int] = field(default_factory=set)  # layers whose push has ended
     under_way: int = 0
     closing: bool = False
     error: str | None = None
@@ -51,6 +55,7 @@ class StreamSource:
         self._local, self._remote, self._layers = local, remote, layers
         self._leases: dict[int, _LeasedSlots] = {}
         self._streams: dict[tuple[str, int], _Stream] = {}
+        self._ended: OrderedDict[tuple[str, int], _Stream] = OrderedDict()  # to say again how
         endpoint.on(OpenStream, self._on_open)
         endpoint.on(Credit, self._on_credit)
         endpoint.on(CloseStream, self._on_close)
@@ -80,11 +85,11 @@ class StreamSource:
         return [stream for stream in self._streams.values() if wanted(stream)]
 
     def _on_open(self, sink: str, message: OpenStream) -> None:
+        if self._said_again(sink, message.stream):
+            return
         leased = self._leases.get(message.lease)
         if leased is None or leased.on_quiet is not None or any(not 0 <= position < len(leased.slots) for position in message.positions):
             self._endpoint.send(sink, StreamClosed(message.stream, f"lease {message.lease} is not valid (any more)"))
-            return
-        if (sink, message.stream) in self._streams:
             return
         stream = _Stream(sink, message.stream, message.lease, leased.slots[np.array(message.positions, dtype=np.int32)])
         self._streams[sink, message.stream] = stream
@@ -92,8 +97,13 @@ class StreamSource:
 
     def _on_credit(self, sink: str, message: Credit) -> None:
         stream = self._streams.get((sink, message.stream))
-        if stream is None or stream.closing:
+        if stream is None or message.layer in stream.done:
+            if not self._said_again(sink, message.stream, message.layer):
+                self._endpoint.send(sink, StreamClosed(message.stream, "the stream is not open"))
             return
+        if stream.closing or message.layer != stream.credited:  # known already, or one before it was lost and will be said again
+            return
+        stream.credited += 1
         if message.rows is not None:
             stream.rows = np.array(message.rows, dtype=np.int32)
         stream.credits.append(message)
@@ -101,10 +111,27 @@ class StreamSource:
 
     def _on_close(self, sink: str, message: CloseStream) -> None:
         stream = self._streams.get((sink, message.stream))
-        if stream is None:
-            self._endpoint.send(sink, StreamClosed(message.stream))
-        else:
+        if stream is not None:
             self._close(stream, None)
+        elif not self._said_again(sink, message.stream):
+            self._endpoint.send(sink, StreamClosed(message.stream))
+
+    def _said_again(self, sink: str, number: int, layer: int | None = None) -> bool:
+        """Repeat what was said of a stream that is known, and of its layer. False if it is not known."""
+        key = (sink, number)
+        stream = self._streams.get(key) or self._ended.get(key)
+        if stream is None:
+            return False
+        if stream.announced:
+            self._endpoint.send(sink, StreamReady(number))
+        if layer in stream.done:
+            self._endpoint.send(sink, LayerLanded(number, layer))
+        if key in self._ended:
+            self._say_closed(stream)
+        return True
+
+    def _say_closed(self, stream: _Stream) -> None:
+        self._endpoint.send(stream.sink, StreamClosed(stream.number, stream.error, stream.bad_key, stream.store_failed))
 
     def _progress(self, lease: int, layers_ready: int, error: DualPathError | None) -> None:
         leased = self._leases.get(lease)
@@ -141,17 +168,17 @@ class StreamSource:
             local_blocks=stream.slots * np.int32(self._layers) + np.int32(credit.layer),
             remote=self._remote,
             remote_blocks=rows + np.int32(credit.first_block),
-            on_done=lambda error: self._layer_done(stream, error),
+            on_done=lambda error: self._layer_done(stream, credit.layer, error),
             message=LayerLanded(stream.number, credit.layer),
         )
         self._endpoint.push(push)
 
-    def _layer_done(self, stream: _Stream, error: DualPathError | None) -> None:
+    def _layer_done(self, stream: _Stream, layer: int, error: DualPathError | None) -> None:
         stream.under_way -= 1
-        stream.layers_done += 1
+        stream.done.add(layer)
         if error is not None:
             self._close(stream, str(error))
-        elif stream.layers_done == self._layers or stream.closing:
+        elif len(stream.done) == self._layers or stream.closing:
             self._close(stream, None)
 
     def _close(self, stream: _Stream, error: str | None) -> None:
@@ -160,7 +187,10 @@ class StreamSource:
         stream.credits.clear()
         if stream.under_way or self._streams.pop((stream.sink, stream.number), None) is None:
             return
-        self._endpoint.send(stream.sink, StreamClosed(stream.number, stream.error, stream.bad_key, stream.store_failed))
+        self._ended[stream.sink, stream.number] = stream
+        if len(self._ended) > ENDED_STREAMS_KEPT:
+            self._ended.popitem(last=False)
+        self._say_closed(stream)
         self._quiet_if_unused(stream.lease)
 
     def _forget(self, sink: str) -> None:

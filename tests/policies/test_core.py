@@ -246,6 +246,24 @@ def test_removed_node_returns_every_request_it_took_part_in() -> None:
     assert core.engine_account("p0e0").tokens == 0
 
 
+@pytest.mark.parametrize("gone", ["lost", "draining", "silent"])
+def test_blocks_in_the_memory_of_a_node_that_is_gone_are_read_from_storage(gone: str) -> None:
+    """It held them when the request was submitted, and the request had to wait."""
+    core = cluster(2, 2)
+    core.submit(demand("a", hit_blocks=15, resident={"d1": range(15)}))
+    if gone == "lost":
+        core.remove_node("d1")
+    elif gone == "draining":
+        core.drain_node("d1")
+    for name in ("p0", "p1", "d0"):  # d1 has fallen silent if nothing else
+        core.update_node(node(name, at=100.0))
+        for engine_id in core.node_account(name).engine_ids:
+            core.update_engine(replace(core.engine_account(engine_id).load, reported_at=100.0))
+    (assignment,) = core.decide(100.0)
+    assert {segment.source for segment in assignment.read_plan.segments} == {"storage"}
+    assert assignment.read_plan.blocks == 15
+
+
 def test_resubmitted_request_keeps_its_place() -> None:
     core = cluster(per_node=1, beta_tokens=1)
     core.submit(demand("late", arrived=2.0))

@@ -17,9 +17,10 @@ READ_RESPONSES = range(0x0D, 0x11)
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A RoCEv2 packet's source address, type-of-service byte and transport opcode."""
+    """A RoCEv2 packet's addresses, type-of-service byte and transport opcode."""
 
     source: str
+    destination: str
     tos: int
     opcode: int
 
@@ -49,11 +50,11 @@ class Capture:
         self._thread.join(10)
         self._socket.close()
 
-    def dscps(self, source: str, opcodes: range) -> Counter[int]:
-        """Packets from `source` with one of these opcodes, by DSCP."""
+    def dscps(self, source: str, opcodes: range, destination: str = "") -> Counter[int]:
+        """Packets from `source` with one of these opcodes, by DSCP; all, or those to `destination`."""
         found: Counter[int] = Counter()
         for packet, count in self.packets.items():
-            if packet.source == source and packet.opcode in opcodes:
+            if packet.source == source and packet.opcode in opcodes and destination in ("", packet.destination):
                 found[packet.dscp] += count
         return found
 
@@ -66,4 +67,5 @@ class Capture:
                     return
                 continue
             if frame[12:14] == IPV4 and frame[23] == UDP and int.from_bytes(frame[36:38]) == ROCE_PORT:
-                self.packets[Packet(socket.inet_ntoa(frame[26:30]), frame[15], frame[42])] += 1
+                source, destination = (socket.inet_ntoa(frame[start : start + 4]) for start in (26, 30))
+                self.packets[Packet(source, destination, frame[15], frame[42])] += 1

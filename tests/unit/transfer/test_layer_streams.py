@@ -7,18 +7,21 @@ leaves; after `finish` the new KV must be in the first gateway's staging.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError
+from dualpath_ray.transfer import sink as sink_module
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, NewKV
 from dualpath_ray.transfer.memory import Region, allocate
-from dualpath_ray.transfer.messages import Credit, StreamClosed, WriterDone
+from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady, WriterDone
 from dualpath_ray.transfer.sink import BatchGate, LayerSink
 from dualpath_ray.transfer.source import StreamSource
 
@@ -325,6 +328,53 @@ def test_a_lost_source_keeps_only_its_rows(cluster: Cluster) -> None:
     assert cluster.sink.free_rows() == [range(CAPACITY)]
     cluster.nodes.pop()
     cluster.settle()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_messages_may_be_lost_or_come_twice(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """As when a connection breaks and is made anew: every layer still lands once, and nothing waits for ever."""
+    monkeypatch.setattr(sink_module, "REFRESH_S", 0.02)
+    random = np.random.default_rng(seed)
+    lost: Counter[str] = Counter()
+
+    def unreliable(handler: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+        def handle(sender: str, message: Any) -> None:
+            chance = random.random()
+            if chance < 0.3:
+                lost[type(message).__name__] += 1
+                return
+            for _ in range(2 if chance > 0.8 else 1):
+                handler(sender, message)
+
+        return handle
+
+    for endpoint in cluster.endpoints:
+        for kind in (OpenStream, StreamReady, Credit, LayerLanded, CloseStream, StreamClosed):
+            if kind in endpoint._handlers:
+                endpoint.on(kind, unreliable(endpoint._handlers[kind]))
+    stop = threading.Event()
+
+    def refresh() -> None:
+        while not stop.wait(0.01):
+            cluster.sink.refresh()
+
+    refresher = threading.Thread(target=refresh)
+    refresher.start()
+    try:
+        for _ in range(3):
+            unused = Chunk(cluster, (2, 2), 0, layers_ready=0)
+            feed = unused.open()
+            batches = [Batch(cluster, [Chunk(cluster, (3, 4), 2), Chunk(cluster, (2, 2), 1)]) for _ in range(2)]
+            for batch in batches:
+                batch.start()
+            for batch in batches:
+                batch.run()
+            cluster.sink.close(feed)
+            cluster.settle()
+    finally:
+        stop.set()
+        refresher.join()
+    assert set(lost) >= {"StreamReady", "Credit", "LayerLanded", "StreamClosed"}
 
 
 def test_feeds_that_are_not_used_leave_nothing(cluster: Cluster) -> None:
