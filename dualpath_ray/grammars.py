@@ -24,8 +24,14 @@ COMPACT = {"whitespace_flexible": False}
 
 
 def of_json_schema(schema: Mapping[str, Any]) -> str:
-    """JSON text of `schema`, without whitespace between its tokens: a model cannot get lost in spaces."""
-    return str(LLMatcher.grammar_from_json_schema(dict(schema), overrides=COMPACT))  # type: ignore[arg-type]
+    """JSON text of `schema`, without whitespace between its tokens: a model cannot get lost in spaces.
+
+    Raises InvalidRequestError for a schema that holds a number of more than 64 bits.
+    """
+    try:
+        return str(LLMatcher.grammar_from_json_schema(dict(schema), overrides=COMPACT))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InvalidRequestError(f"the schema cannot be used: {_one_line(str(error))}") from error
 
 
 def of_regex(pattern: str) -> str:

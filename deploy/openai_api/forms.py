@@ -11,8 +11,11 @@ from dualpath_ray.serving.tool_calls import call_grammar
 
 
 def grammar_of(fields: GenerationFields) -> str:
-    """Empty for free text. Raises ApiError for combinations that cannot be."""
-    grammar = _grammar(fields)
+    """Empty for free text. Raises ApiError for combinations that cannot be, and for a form that is none (422)."""
+    try:
+        grammar = _grammar(fields)
+    except InvalidRequestError as error:
+        raise _unusable(error, fields) from error
     if grammar and (fields.min_tokens or fields.ignore_eos):
         raise ApiError(
             400,
@@ -23,19 +26,22 @@ def grammar_of(fields: GenerationFields) -> str:
     return grammar
 
 
-def check(grammars: Grammars, grammar: str, param: str) -> None:
-    """Raise ApiError (422) unless `grammar` can be compiled. It may take up to a second."""
+def check(grammars: Grammars, grammar: str, fields: GenerationFields) -> None:
+    """Raise ApiError (422) unless the `grammar` of `fields` can be compiled. It may take up to a second."""
     try:
         grammars.check(grammar)
     except InvalidRequestError as error:
-        raise ApiError(422, str(error), param=param, code="invalid_schema") from error
+        raise _unusable(error, fields) from error
 
 
-def param_of(fields: GenerationFields) -> str:
-    """The field that asked for the form."""
+def _unusable(error: InvalidRequestError, fields: GenerationFields) -> ApiError:
+    """The answer names the field that asked for the form."""
+    param = "tools"
     if fields.structured_outputs is not None:
-        return "structured_outputs"
-    return "response_format" if fields.response_format is not None and fields.response_format.type != "text" else "tools"
+        param = "structured_outputs"
+    elif fields.response_format is not None and fields.response_format.type != "text":
+        param = "response_format"
+    return ApiError(422, str(error), param=param, code="invalid_schema")
 
 
 def _grammar(fields: GenerationFields) -> str:

@@ -17,7 +17,7 @@ from deploy.openai_api.answers import ChatAnswer, TextAnswer
 from deploy.openai_api.caller import Caller
 from deploy.openai_api.choices import Choices
 from deploy.openai_api.errors import ApiError, api_error
-from deploy.openai_api.forms import check, grammar_of, param_of
+from deploy.openai_api.forms import check, grammar_of
 from deploy.openai_api.reply import JsonReply, Reply, StreamReply, json_object
 from deploy.openai_api.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, GenerationFields, TokenizeRequest
 from deploy.openai_api.translation import generation_requests, stop_strings
@@ -162,7 +162,7 @@ class OpenAIService:
     async def _grammar(self, fields: GenerationFields) -> str:
         grammar = grammar_of(fields)
         if grammar:
-            await asyncio.to_thread(check, self._grammars, grammar, param_of(fields))
+            await asyncio.to_thread(check, self._grammars, grammar, fields)
         return grammar
 
     async def _admitted(self, request: GenerationRequest, stop: Sequence[str]) -> AsyncGenerator[TextDelta, None]:

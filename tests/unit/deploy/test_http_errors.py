@@ -85,6 +85,8 @@ async def test_bodies_that_are_no_json_object(http: httpx.AsyncClient, body: byt
         (CHAT, chat(tools=[TOOL], response_format={"type": "json_object"}), 400, None, "invalid_value"),
         (CHAT, chat(response_format={"type": "json_schema"}), 400, "response_format", "invalid_value"),
         (CHAT, chat(response_format=schema({"type": "objekt"})), 422, "response_format", "invalid_schema"),
+        (CHAT, chat(response_format=schema({"enum": [2**64]})), 422, "response_format", "invalid_schema"),
+        (CHAT, chat(structured_outputs={"json": {"maximum": -(2**64)}}), 422, "structured_outputs", "invalid_schema"),
         (CHAT, chat(response_format=schema({"type": "object"}), min_tokens=3), 400, "min_tokens", "invalid_value"),
         (CHAT, chat(structured_outputs={"regex": "(a"}), 422, "structured_outputs", "invalid_schema"),
         (CHAT, chat(structured_outputs={"regex": "a", "choice": ["b"]}), 400, "structured_outputs", "invalid_value"),
