@@ -129,7 +129,8 @@ class Http:
         tracing.shutdown()
 
 
-@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3)
+# Serve notices a dead replica that nobody calls by its checks alone.
+@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3, health_check_period_s=2)
 class Batches:
     """Works off the orders of /v1/batches. One for all HTTP replicas; Serve starts another one when it dies, which goes on."""
 

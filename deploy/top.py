@@ -50,7 +50,10 @@ def fetch(http: httpx.Client) -> dict[str, Any]:
     try:
         answer = http.get("/status")
     except httpx.HTTPError as error:
-        raise DualPathError(f"{http.base_url} does not answer ({error}); give the address of a running service by --url") from error
+        advice = "give the address of a running service by --url"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            advice = "name the file of its certificate authority in SSL_CERT_FILE"
+        raise DualPathError(f"{http.base_url} does not answer ({error}); {advice}") from error
     if answer.status_code in (401, 403):
         raise DualPathError(f"{http.base_url} asks for an API key: give it by --key or DUALPATH_API_KEY")
     try:

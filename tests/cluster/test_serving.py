@@ -1,16 +1,19 @@
-"""The HTTP application on real Ray Serve, in front of real engines."""
+"""The HTTP application on real Ray Serve, with TLS and the files of batches, in front of real engines. Plain HTTP is what the demo uses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
@@ -18,7 +21,7 @@ from actors.client import ClusterClient
 from deploy.app import application
 from deploy.openai_api.batch import run_batch
 from deploy.openai_api.service import OpenAIService
-from deploy.running_service import free_port
+from deploy.running_service import free_port, http_options
 from dualpath_ray.serving.tokenizer import Tokenizer
 from tests.cluster.conftest import RunningCluster
 
@@ -27,18 +30,38 @@ MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture(scope="module")
-def address(shared: RunningCluster) -> Iterator[str]:
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def address(shared: RunningCluster, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("serving")
+    ours = authority.issue_cert("127.0.0.1")
+    certificate, key = directory / "tls.crt", directory / "tls.key"
+    ours.cert_chain_pems[0].write_to_path(certificate)
+    ours.private_key_pem.write_to_path(key)
+    settings = shared.cluster.settings
+    given = {"files": directory / "files", "tls_certificate": certificate, "tls_key": key, "batch_concurrency": 2}
+    settings = settings.model_copy(update={"serving": settings.serving.model_copy(update=given)})
     port = free_port("127.0.0.1")
-    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
-    serve.run(application(shared.cluster.settings, start_engines=False), name="test", route_prefix="/")
-    yield f"http://127.0.0.1:{port}"
+    serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
+    serve.run(application(settings, start_engines=False), name="test", route_prefix="/")
+    yield f"https://127.0.0.1:{port}"
     serve.shutdown()
 
 
 @pytest.fixture
-async def api(address: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+async def http(address: str, authority: trustme.CA) -> AsyncIterator[httpx.AsyncClient]:
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with httpx.AsyncClient(base_url=address, verify=trusting, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+async def api(http: httpx.AsyncClient, address: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0, http_client=http)
 
 
 async def test_greedy_text_is_the_same_streamed_or_whole_cold_or_cached(
@@ -60,28 +83,26 @@ async def test_greedy_text_is_the_same_streamed_or_whole_cold_or_cached(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_lost_client_frees_everything(address: str, client: ClusterClient, shared: RunningCluster, stream: bool) -> None:
+async def test_a_lost_client_frees_everything(http: httpx.AsyncClient, client: ClusterClient, shared: RunningCluster, stream: bool) -> None:
     name = (await client.describe()).served_name
     body = {"model": name, "messages": MESSAGES, "max_tokens": 700, "ignore_eos": True, "stream": stream}
-    async with httpx.AsyncClient(timeout=60) as http:
-        before = await cancelled(http, address)
-        call = asyncio.create_task(http.post(f"{address}/v1/chat/completions", json=body))
-        await shared.wait_for(client, lambda status: bool(status["running"]))
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-        await shared.wait_for(client, lambda status: not status["running"])  # `client` checks that nothing else is left either
-        assert await cancelled(http, address) == before + 1
+    before = await cancelled(http)
+    call = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+    await shared.wait_for(client, lambda status: bool(status["running"]))
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await shared.wait_for(client, lambda status: not status["running"])  # `client` checks that nothing else is left either
+    assert await cancelled(http) == before + 1
 
 
 async def test_metrics_say_where_the_first_token_s_time_went(
-    address: str, api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster
+    http: httpx.AsyncClient, api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster
 ) -> None:
     name = (await client.describe()).served_name
     for _ in range(2):
         await api.completions.create(model=name, prompt=f"parts {PROMPT}", max_tokens=2, extra_body={"ignore_eos": True})
         await shared.settle(client)
-    async with httpx.AsyncClient(timeout=60) as http:
-        families = list(text_string_to_metric_families((await http.get(f"{address}/metrics")).text))
+    families = list(text_string_to_metric_families((await http.get("/metrics")).text))
     samples = [sample for family in families for sample in family.samples]
 
     def total(metric: str, **labels: str) -> float:
@@ -103,30 +124,31 @@ async def test_metrics_say_where_the_first_token_s_time_went(
     assert total("dualpath_scheduler_decision_seconds_count") >= 2
 
 
-async def test_the_status_page_is_served_with_the_cluster_s_picture(address: str, client: ClusterClient, shared: RunningCluster) -> None:
-    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
-        page = await http.get("/dashboard")
-        status = (await http.get("/status")).json()
+async def test_the_status_page_is_served_with_the_cluster_s_picture(
+    http: httpx.AsyncClient, client: ClusterClient, shared: RunningCluster
+) -> None:
+    page = await http.get("/dashboard")
+    status = (await http.get("/status")).json()
     assert page.headers["content-type"].startswith("text/html") and "<title>" in page.text
     assert set(status["processes"]) == {"p0", "d0", "prefill-p0-0", "decode-d0-0"}
     assert status["processes"]["d0"]["figures"]["persisted_bytes"] > 0
 
 
-async def cancelled(http: httpx.AsyncClient, address: str) -> float:
-    families = text_string_to_metric_families((await http.get(f"{address}/metrics")).text)
+async def cancelled(http: httpx.AsyncClient) -> float:
+    families = text_string_to_metric_families((await http.get("/metrics")).text)
     samples = [sample for family in families for sample in family.samples if sample.name == "dualpath_requests_total"]
     return sum(sample.value for sample in samples if sample.labels["outcome"] == "cancelled")
 
 
-async def test_bad_requests_are_refused_and_the_service_lives_on(address: str, api: openai.AsyncOpenAI, client: ClusterClient) -> None:
+async def test_bad_requests_are_refused_and_the_service_lives_on(
+    http: httpx.AsyncClient, api: openai.AsyncOpenAI, client: ClusterClient
+) -> None:
     name = (await client.describe()).served_name
-    async with httpx.AsyncClient(base_url=address, timeout=60) as http:
-        assert (await http.post("/v1/chat/completions", content=b"{")).status_code == 400
-        assert (await http.get("/nowhere")).json()["error"]["code"] == "unknown_url"
-        assert (await http.get("/health")).json() == {"status": "ok"}
-        assert "dualpath_requests_total" in (await http.get("/metrics")).text
-        large = await http.post("/v1/completions", content=b"x" * (33 << 20))
-        assert large.status_code == 413
+    assert (await http.post("/v1/chat/completions", content=b"{")).status_code == 400
+    assert (await http.get("/nowhere")).json()["error"]["code"] == "unknown_url"
+    assert (await http.get("/health")).json() == {"status": "ok"}
+    assert "dualpath_requests_total" in (await http.get("/metrics")).text
+    assert (await http.post("/v1/completions", content=b"x" * (33 << 20))).status_code == 413
     for wrong, code in (
         ({"model": "other"}, "model_not_found"),
         ({"max_tokens": 2000}, "context_length_exceeded"),
@@ -195,3 +217,31 @@ async def test_a_batch_gives_the_text_that_http_gives(
     for index, body in enumerate(bodies):
         reply = await api.completions.create(**body)  # type: ignore[call-overload]
         assert answers[str(index)]["choices"][0]["text"] == reply.choices[0].text
+
+
+async def test_a_batch_over_http_outlives_its_runner(api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster) -> None:
+    """From upload to results with the stock client; half-way the runner's process is killed, and Serve's next one goes on."""
+    name = (await client.describe()).served_name
+    body = {"model": name, "messages": MESSAGES, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    requests = [
+        {"custom_id": str(index), "method": "POST", "url": "/v1/chat/completions", "body": {**body, "seed": index}} for index in range(40)
+    ]
+    lines = "".join(json.dumps(request) + "\n" for request in [*requests, {**requests[0], "custom_id": "bad", "body": {}}])
+    file = await api.files.create(file=("in.jsonl", lines.encode()), purpose="batch")
+    batch = await api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    (runner,) = [one for one in psutil.Process().children(recursive=True) if "ServeReplica:test:Batches" in " ".join(one.cmdline())]
+    async with asyncio.timeout(120):
+        while (batch := await api.batches.retrieve(batch.id)).status in ("validating", "in_progress"):
+            if runner.is_running() and batch.request_counts and batch.request_counts.completed > 2:
+                assert batch.request_counts.completed < 40
+                runner.kill()
+                runner.wait()
+            await asyncio.sleep(0.1)
+    assert not runner.is_running() and batch.status == "completed"
+    counts = batch.request_counts
+    assert counts is not None and (counts.total, counts.completed, counts.failed) == (41, 40, 1)
+    results = [json.loads(line) for line in (await api.files.content(batch.output_file_id or "")).text.splitlines()]
+    assert sorted(int(result["custom_id"]) for result in results) == list(range(40))
+    assert len({result["response"]["body"]["choices"][0]["message"]["content"] for result in results}) == 1
+    (failed,) = (await api.files.content(batch.error_file_id or "")).text.splitlines()
+    assert (json.loads(failed)["custom_id"], json.loads(failed)["response"]["status_code"]) == ("bad", 400)

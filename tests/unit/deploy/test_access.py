@@ -65,17 +65,17 @@ async def test_a_key_says_who_calls(http: httpx.AsyncClient, key_file: Path, clu
     assert (await client.models.list()).data[0].id == "tiny"
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize", "/v1/models", "/v1/models/tiny"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize", "/v1/models", "/v1/models/tiny", "/status"])
 async def test_nobody_comes_in_without_one(http: httpx.AsyncClient, key_file: Path, cluster: EmulatedCluster, path: str) -> None:
     key = create(key_file, "acme")
-    method = "GET" if "models" in path else "POST"
+    method = "GET" if "models" in path or path == "/status" else "POST"
     for headers in ({}, bearer(""), bearer("dp-"), bearer(key[:-1]), bearer(key + "x"), bearer("x" + key), {"Authorization": key}):
         reply = await http.request(method, path, headers=headers, json=GOOD if method == "POST" else None)
         assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
         assert reply.headers["www-authenticate"] == "Bearer"
         assert key not in reply.text
     assert not cluster.requests
-    for open_path in ("/health", "/metrics"):
+    for open_path in ("/health", "/metrics", "/dashboard"):
         assert (await http.get(open_path)).status_code == 200
 
 
