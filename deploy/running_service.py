@@ -59,7 +59,8 @@ def http_options(settings: Settings, port: int) -> dict[str, Any]:
         for path in (serving.tls_certificate, serving.tls_key):
             if not path.is_file():
                 raise ConfigError(f"serving.tls_certificate or serving.tls_key: {path} is no file")
-        options |= {"ssl_certfile": str(serving.tls_certificate), "ssl_keyfile": str(serving.tls_key)}
+        # Serve's proxies have directories of their own.
+        options |= {"ssl_certfile": str(serving.tls_certificate.resolve()), "ssl_keyfile": str(serving.tls_key.resolve())}
     return options
 
 
