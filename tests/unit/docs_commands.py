@@ -119,7 +119,7 @@ def _simple_commands(line: str) -> Iterator[list[str]]:
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """Without redirection, without variables before the program. Of alternatives in a synopsis (`a|b`) the first, and its optional parts."""
+    """Without redirection, without variables before the program. Of alternatives in a synopsis (`a|b`) the first, and optional parts."""
     words = words[: words.index(">")] if ">" in words else words
     while words and _ASSIGNMENT.match(words[0]):
         words = words[1:]
