@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import random
-import resource
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import psutil
 from fastapi import FastAPI
 from rich.progress import track
 
@@ -86,8 +88,11 @@ async def attack(api: FastAPI, bodies: Iterator[tuple[str, bytes]]) -> Counter[i
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         for path, body in bodies:
-            async with asyncio.timeout(DEADLINE_S):
-                reply = await http.post(path, content=body)
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    reply = await http.post(path, content=body)
+            except TimeoutError:
+                raise AssertionError(f"no answer within {DEADLINE_S:g} s for {path} {body[:2000]!r}") from None
             statuses[reply.status_code] += 1
             if reply.status_code >= 500:
                 raise AssertionError(f"status {reply.status_code} for {path} {body[:2000]!r}: {reply.text[:500]}")
@@ -146,14 +151,28 @@ def command(bodies: int, seed: int, cases: int) -> None:
     with tempfile.TemporaryDirectory(prefix="dualpath-fuzz-") as directory:
         api, cluster = application(Path(directory))
         asyncio.run(attack(api, malformed(seed + 1, 1000)))  # whatever is allocated once
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        statuses = asyncio.run(attack(api, iter(track(malformed(seed, bodies), "bodies", total=bodies, transient=True))))
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        operations = check_document(api, cases)
-        click.echo(f"{bodies} bodies: {dict(sorted(statuses.items()))}; {cluster.running} requests left; memory grew by {grown:.0f} MiB")
+        sent = iter(track(malformed(seed, bodies), "bodies", total=bodies, transient=True))
+        statuses: Counter[int] = Counter()
+        held = [_held()]
+        try:
+            for count in (bodies // 2, bodies - bodies // 2):
+                statuses += asyncio.run(attack(api, islice(sent, count)))
+                held.append(_held())
+            operations = check_document(api, cases)
+        except AssertionError as error:
+            raise click.ClickException(str(error)) from error
+        click.echo(f"{bodies} bodies: {dict(sorted(statuses.items()))}; {cluster.running} requests left")
+        for half, before, after in zip(("first", "second"), held, held[1:], strict=False):
+            click.echo(f"{half} half: {after[0] - before[0]:+d} Python objects, {(after[1] - before[1]) / 2**20:+.0f} MiB")
         click.echo(f"{operations} operations of the OpenAPI document, up to {cases} cases each: no status of 500 or above")
         if cluster.running:
             raise click.ClickException("requests were left behind")
+
+
+def _held() -> tuple[int, int]:
+    """Python objects and bytes that this process holds: what leaks grows in both halves alike."""
+    gc.collect()
+    return len(gc.get_objects()), psutil.Process().memory_info().rss
 
 
 if __name__ == "__main__":
