@@ -121,7 +121,7 @@ class Http:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve after the constructor."""
-        return make_api(self._service, self._settings.serving, self._access)
+        return make_api(self._service, self._settings.serving, self._access, request_ids_returned=True)
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):

@@ -13,6 +13,7 @@ from ray import serve
 
 from actors.cluster import Cluster, connect_ray
 from deploy.app import application
+from deploy.http_api import proxy
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import ConfigError
 
@@ -37,6 +38,7 @@ def running_service(settings: Settings) -> Iterator[str]:
 def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = lambda: lambda: None) -> Iterator[str]:
     """Ray and Serve's HTTP proxy alone; yields its address. `start` is called once Ray is there; what it returns stops what it started."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    proxy.install()
     with ExitStack() as stack:
         own_ray = connect_ray(settings)
         if own_ray:

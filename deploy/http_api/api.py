@@ -24,13 +24,15 @@ from deploy.openai_api.service import CHAT, TEXT, OpenAIService
 from dualpath_ray.config.serving import ServingSettings
 
 
-def make_api(service: OpenAIService, serving: ServingSettings, access: Access | None = None) -> FastAPI:
-    """The ASGI application in front of `service`; `access` defaults to no authentication.
+def make_api(
+    service: OpenAIService, serving: ServingSettings, access: Access | None = None, *, request_ids_returned: bool = False
+) -> FastAPI:
+    """The ASGI application in front of `service`; `access` defaults to no authentication. `request_ids_returned`: by who is in front.
 
     Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
     """
     api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None)
-    api.add_middleware(RequestIds)
+    api.add_middleware(RequestIds, returned=request_ids_returned)
     door = access or Access()
     max_body_bytes, body_timeout_s = int(serving.max_body_bytes), serving.body_timeout_s
 

@@ -10,10 +10,14 @@ from dualpath_ray.telemetry import logs
 
 
 class RequestIds:
-    """ASGI middleware: gives each request an id (the client's own, if usable) and returns it with the response."""
+    """ASGI middleware: gives each request an id (the client's own, if usable) and returns it with the response.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `returned`: whoever is in front returns it (Serve's proxies do), so that it would be there twice.
+    """
+
+    def __init__(self, app: ASGIApp, returned: bool = False) -> None:
         self._app = app
+        self._returned = returned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -23,7 +27,7 @@ class RequestIds:
         scope["state"] = {**scope.get("state", {}), "request_id": name}
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and not self._returned:
                 MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, name)
             await send(message)
 

@@ -17,6 +17,7 @@ import ray
 
 from actors.client import ClusterClient
 from actors.cluster import Cluster, connect_ray
+from deploy.http_api import proxy
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.requests import GenerationRequest, GenerationUsage
@@ -106,6 +107,7 @@ class RunningCluster:
 def local_ray() -> Iterator[None]:
     """One local Ray for all cluster tests. What it leaves behind when it stops is ended by pid."""
     settings = Settings.load(None, [], environ={})
+    proxy.install()
     connect_ray(settings)
     descendants = psutil.Process().children(recursive=True)
     yield

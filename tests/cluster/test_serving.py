@@ -43,6 +43,7 @@ def address(shared: RunningCluster, authority: trustme.CA, tmp_path_factory: pyt
     ours.private_key_pem.write_to_path(key)
     settings = shared.cluster.settings
     given = {"files": directory / "files", "tls_certificate": certificate, "tls_key": key, "batch_concurrency": 2}
+    given |= {"max_concurrent_requests": 8, "max_queued_requests": 8}
     settings = settings.model_copy(update={"serving": settings.serving.model_copy(update=given)})
     port = free_port("127.0.0.1")
     serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
@@ -159,6 +160,41 @@ async def test_bad_requests_are_refused_and_the_service_lives_on(
         assert caught.value.code == code
     reply = await api.completions.create(model=name, prompt="still here", max_tokens=2, extra_body={"ignore_eos": True})
     assert reply.usage is not None and reply.usage.completion_tokens == 2
+
+
+async def test_what_does_not_fit_is_refused_in_openai_s_shape(api: openai.AsyncOpenAI, client: ClusterClient) -> None:
+    """By Serve's proxy: these requests never reach the application."""
+    name = (await client.describe()).served_name
+    options: dict[str, Any] = {"model": name, "max_tokens": 60, "extra_body": {"ignore_eos": True}}
+    calls = [api.completions.create(prompt=f"{index} {PROMPT}", **options) for index in range(40)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert 0 < len(refused) < 40
+    for error in refused:
+        assert isinstance(error, openai.RateLimitError)
+        assert (error.code, error.type, error.response.headers["retry-after"]) == ("overloaded", "rate_limit_error", "1")
+
+
+async def test_a_request_has_one_id(http: httpx.AsyncClient, api: openai.AsyncOpenAI, client: ClusterClient) -> None:
+    """Proxy and application both know it; the stock client shows it with every answer."""
+    name = (await client.describe()).served_name
+    reply = await api.completions.create(model=name, prompt="x", max_tokens=1, extra_headers={"X-Request-Id": "my-id"})
+    assert reply._request_id == "my-id" and reply.id.startswith("cmpl-my-id-")
+    made = (await http.get("/v1/models", headers={"X-Request-Id": "not fit"})).headers.get_list("x-request-id")
+    assert len(made) == 1 and made != ["not fit"]
+
+
+async def test_a_dead_http_replica_is_worth_a_retry(api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster) -> None:
+    name = (await client.describe()).served_name
+    options: dict[str, Any] = {"model": name, "max_tokens": 300, "extra_body": {"ignore_eos": True}}
+    calls = [asyncio.create_task(one.completions.create(prompt=PROMPT, **options)) for one in (api, api.with_options(max_retries=8))]
+    await shared.wait_for(client, lambda status: status["running"] == 2)
+    (replica,) = [one for one in psutil.Process().children(recursive=True) if "ServeReplica:test:Http" in " ".join(one.cmdline())]
+    replica.kill()
+    with pytest.raises(openai.InternalServerError) as caught:
+        await calls[0]
+    assert (caught.value.status_code, caught.value.code, caught.value.response.headers["retry-after"]) == (503, "unavailable", "1")
+    assert (await calls[1]).choices[0].finish_reason == "length"
 
 
 async def test_forms_choices_and_logprobs(api: openai.AsyncOpenAI, client: ClusterClient) -> None:

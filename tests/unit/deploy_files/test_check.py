@@ -69,6 +69,7 @@ TYPOS = [
     ("container/Dockerfile", "FROM python:3.11.13-slim-bookworm AS serve", "FORM python:3.11.13-slim-bookworm AS serve"),
     ("container/Dockerfile", "FROM python:3.11.13-slim-bookworm AS serve", "FROM python:latest AS serve"),
     ("container/Dockerfile", "USER 1000:1000", "USER root"),
+    ("container/Dockerfile", "proxy:middlewares", "proxy:middleware"),
     ("container/Dockerfile", "COPY actors", "COPY actor"),
     ("container/Dockerfile", "--from=build", "--from=biuld"),
     ("container/Dockerfile", "[s3,otlp]", "[s3,oltp]"),
