@@ -61,11 +61,16 @@ class Failure(click.ClickException):
 
 
 class Main(EntryPointGroup):
-    """Turns the package's own errors into one line and exit status 2; with --debug they keep their stack trace."""
+    """Turns wrong options and the package's own errors into one line and exit status 2; with --debug they keep their stack trace."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else ctx.command_path
+            raise Failure(f"{' '.join(error.format_message().split())} (see {path} --help)") from error
         except DualPathError as error:
             if ctx.params["debug"]:
                 raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.network import Sharing
@@ -14,7 +15,7 @@ from dualpath_ray.simulation.node_spec import NodeSpec
 class ClusterSpec(BaseModel):
     """xPyD: x prefill and y decode nodes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prefill_nodes: int = Field(default=1, ge=1, description="Prefill nodes (x of xPyD).")
     decode_nodes: int = Field(default=1, ge=1, description="Decode nodes (y of xPyD).")
@@ -33,6 +34,12 @@ class ClusterSpec(BaseModel):
     )
     beta_s: float = Field(default=5.0, gt=0, description="An engine is overloaded above what it prefills in this time (paper: 5 s).")
     min_split_blocks: int = Field(default=8, ge=1, description="Smallest share of a request that is read on another node, in blocks.")
+
+    @model_validator(mode="after")
+    def _a_pass_holds_a_block(self) -> Self:
+        if self.batch_tokens < self.block_tokens:
+            raise ValueError(f"batch_tokens ({self.batch_tokens}) must hold one block (block_tokens, {self.block_tokens})")
+        return self
 
 
 def parse_nodes(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ TTFT_S, TPOT_S = 4.0, 0.05
 
 def _experiment(path: str | None, values: dict[str, Any]) -> Experiment:
     """Merge a YAML file with dotted overrides and validate; raises ConfigError that names the field."""
-    document: Any = yaml.safe_load(Path(path).read_text()) if path else {}
+    document: Any = _yaml(path, Path(path).read_text()) if path else {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a mapping of experiment fields")
     for dotted, value in values.items():
@@ -51,8 +52,22 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set takes key=value, not {setting!r}")
-        values[key] = yaml.safe_load(text)
+        values[key] = _yaml(key, text)
     return values
+
+
+def _yaml(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _positive(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A click callback; FloatRange would let nan and infinity pass."""
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"must be a positive number, not {value}", context, option)
+    return value
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -92,7 +107,8 @@ def simulate(
     if nodes is not None:
         values["cluster.prefill_nodes"], values["cluster.decode_nodes"] = parse_nodes(nodes)
     experiment = _experiment(config, {**values, **_pairs(settings)})
-    with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=as_json or not console.is_terminal, transient=True) as bar:
         task = bar.add_task("simulating", total=1.0)
         document = run(experiment, lambda share: bar.update(task, completed=share), chrome_trace, parquet)
     if as_json:
@@ -104,7 +120,9 @@ def simulate(
 @click.command()
 @click.argument("experiment", default="all", type=click.Choice(["all", *EXPERIMENTS]))
 @click.option("--max-agents", type=click.IntRange(1), help="Leave out settings with more agents (quicker).")
-@click.option("--online-seconds", type=float, default=2400.0, show_default=True, help="Simulated length of each online run.")
+@click.option(
+    "--online-seconds", type=float, callback=_positive, default=2400.0, show_default=True, help="Simulated length of each online run."
+)
 @click.option("--jobs", type=click.IntRange(1), help="Settings simulated at once.  [default: the number of cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--plots", type=click.Path(file_okay=False), help="Write plots to this directory.")
@@ -152,12 +170,12 @@ def plan(model: str, gpus: int, aps: float, slo: str, mal: str, trace: str | Non
     base = _experiment(None, {"model": model, "aps": aps, "mal": mal, "trace": trace, "duration_s": duration})
     console = Console(stderr=True)
     document = planner.plan(base, gpus, limits["ttft"], limits["tpot"], note=lambda line: console.print(line, highlight=False))
+    choice = document["choice"]
+    if choice is None:
+        raise ConfigError(f"gpus: {gpus} are too few: {document['too_small']}")
     if as_json:
         click.echo(json.dumps(document))
         return
-    choice = document["choice"]
-    if choice is None:
-        raise ConfigError("gpus: too few for one prefill and one decode node")
     click.echo("cheapest plan:" if document["found"] else f"no plan with {gpus} GPUs meets the targets; nearest miss:")
     _show(choice)
 
@@ -170,15 +188,15 @@ def _slo(text: str) -> dict[str, float]:
             limits[name] = float(value)
         except ValueError:
             raise ConfigError(f"--slo takes ttft=SECONDS,tpot=SECONDS, not {text!r}") from None
-        if name not in ("ttft", "tpot") or limits[name] <= 0:
+        if name not in ("ttft", "tpot") or not 0 < limits[name] < math.inf:
             raise ConfigError(f"--slo takes positive ttft and tpot, not {part!r}")
     return limits
 
 
 @click.command()
 @click.option("--engines", default=1152, show_default=True, type=click.IntRange(16), help="GPUs of the cluster.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests per second [default: the paper's, by size].")
-@click.option("--seconds", default=10.0, show_default=True, help="Length of the driven clock.")
+@click.option("--rate", type=float, callback=_positive, help="Requests per second [default: the paper's, by size].")
+@click.option("--seconds", default=10.0, show_default=True, callback=_positive, help="Length of the driven clock.")
 @click.option("--read-mode", default="split", show_default=True, type=click.Choice(["prefill_only", "shorter_queue", "split", "pool"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench_scheduler(engines: int, rate: float | None, seconds: float, read_mode: Any, as_json: bool) -> None:

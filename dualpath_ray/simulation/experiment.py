@@ -27,7 +27,7 @@ WINDOW_S = 150.0
 class Experiment(BaseModel):
     """One run: the document that `dualpath simulate` reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str | MeasuredModel = Field(
         default="ds-660b",
@@ -37,7 +37,9 @@ class Experiment(BaseModel):
     mode: str = Field(default="ours", description="System to simulate, one of policies.baselines.SYSTEMS.")
     mal: str = Field(default="64K", description="Synthetic trace set with the paper's statistics: 32K, 48K or 64K.")
     trace: str | None = Field(default=None, description="Trace file to replay instead of a synthetic set.")
-    agents: int = Field(default=512, ge=1, description="Agents that start together (offline), or the most that may arrive (online).")
+    agents: int = Field(
+        default=512, ge=1, le=10_000_000, description="Agents that start together (offline), or the most that may arrive (online)."
+    )
     aps: float | None = Field(default=None, gt=0, description="Agents arriving per second (Poisson); without it all start at 0.")
     duration_s: float = Field(default=3600.0, gt=0, description="Simulated time of an online run at most.")
     append_scale: float = Field(default=1.0, gt=0, description="Multiplies appended tokens of every turn.")

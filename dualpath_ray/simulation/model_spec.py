@@ -52,7 +52,7 @@ LAUNCH_S = 0.02
 class MeasuredModel(BaseModel):
     """A model described by what was measured of it, for one engine per GPU without expert parallelism."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, description="What results call it.")
     layers: int = Field(ge=1, description="Layers.")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class NodeSpec(BaseModel):
     """A node of GPUs, each with its compute NIC, one storage NIC and DRAM for staging. The defaults are the paper's Hopper nodes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     gpus: int = Field(default=8, ge=1, description="GPUs per node; each is one engine with one compute NIC.")
     snic_bytes_per_s: float = Field(default=49e9, gt=0, description="Read bandwidth of the storage NIC (400 Gbps less headers).")

@@ -7,6 +7,7 @@ from typing import Any
 
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
 from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.simulator import DoesNotFit
 from policies.pd_ratio import violations
 
 
@@ -21,18 +22,26 @@ def plan(
     """Try clusters of `base.aps` agents per second from small to large, up to `most_gpus`.
 
     Returns the first size at which some prefill/decode split and read mode meets mean TTFT and TPOT, with all runs of that size, or the
-    nearest miss with what binds it. Sizes are tried by doubling and then bisection, splits from the one closest to 1:2 outwards.
+    nearest miss with what binds it; `choice` is None where the model fits in no cluster, and `too_small` says why. Sizes are tried by
+    doubling and then bisection, splits from the one closest to 1:2 outwards.
     """
     gpus = base.cluster.node.gpus
     most_nodes = most_gpus // gpus
     tried: list[dict[str, Any]] = []
+    too_small = ""
 
     def feasible(nodes: int) -> dict[str, Any] | None:
+        nonlocal too_small
         for prefill in sorted(range(1, nodes), key=lambda p: abs(p / nodes - 1 / 3))[:3]:
             cluster = base.cluster.model_copy(update={"prefill_nodes": prefill, "decode_nodes": nodes - prefill})
             for mode in modes:
                 note(f"{prefill}P{nodes - prefill}D {mode}")
-                result = _try(base, cluster, mode, ttft_s, tpot_s)
+                try:
+                    result = _try(base, cluster, mode, ttft_s, tpot_s)
+                except DoesNotFit as error:
+                    too_small = str(error)
+                    note(too_small)
+                    break
                 tried.append(result)
                 if result["meets"]:
                     return result
@@ -52,7 +61,7 @@ def plan(
             low = middle + 1
     nearest = min(tried, key=lambda r: r["excess"], default=None)
     chosen = best if best is not None else nearest
-    return {"found": best is not None, "choice": chosen, "tried": tried}
+    return {"found": best is not None, "choice": chosen, "tried": tried, "too_small": too_small}
 
 
 def _try(base: Experiment, cluster: ClusterSpec, mode: str, ttft_s: float, tpot_s: float) -> dict[str, Any]:

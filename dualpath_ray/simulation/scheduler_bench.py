@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.node_spec import NodeSpec
 from policies.core import SchedulerCore
 from policies.settings import ReadMode, SchedulingSettings
@@ -63,6 +64,8 @@ def bench(engines: int, rate: float | None = None, seconds: float = 5.0, read_mo
             for assignment in made:
                 ends.setdefault(tick + 1 + int(rng.expovariate(1 / SERVICE_S) / slot), []).append(assignment.request_id)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    if not decisions:
+        raise ConfigError(f"rate: no request arrives within {seconds:g} s at {rate:g} a second; raise it, or seconds")
     decisions.sort()
     walls.sort()
     return {

@@ -33,6 +33,10 @@ WINDOW_S = 1.0
 NOWHERE: Mapping[str, range] = {}  # no block is kept in DRAM
 
 
+class DoesNotFit(ConfigError):
+    """The model, or one of the trace's contexts, is larger than the cluster's memory."""
+
+
 class Simulator:
     """One run. `arrivals[i]` is when agent i starts; `scale` multiplies appended and generated tokens (paper section 7, sensitivity).
 
@@ -115,7 +119,12 @@ class Simulator:
         self._last_layer_token_s = self._cnic_token_s / self.model.layers
         self._block = self.cluster.block_tokens
         block_bytes = self._block * self._kv_bytes
-        self._slots = 0 if self.system.zero_io or not self.system.layerwise else int(node.staging_bytes / block_bytes)
+        staged = self.system.layerwise and not self.system.zero_io
+        if staged and node.staging_bytes < block_bytes:
+            raise DoesNotFit(
+                f"cluster.node.staging_bytes: one block of {block_bytes / 1e6:.3g} MB does not fit into {node.staging_bytes:g} bytes"
+            )
+        self._slots = int(node.staging_bytes / block_bytes) if staged else 0
         self._reading = dict.fromkeys(nodes, 0)  # tokens being read or waiting for the storage NIC
         for n in nodes:
             self._core.update_node(self._node_load(n))
@@ -143,7 +152,7 @@ class Simulator:
         model, node = self.model, self.cluster.node
         free = node.hbm_bytes - node.hbm_reserved_bytes - model.replicated_weight_bytes - model.expert_weight_bytes / engines
         if free < model.kv_token_bytes * self.cluster.block_tokens:
-            raise ConfigError(f"{field}: {model.name} does not fit on {engines} GPUs of {node.hbm_bytes / 1e9:g} GB; use more nodes")
+            raise DoesNotFit(f"{field}: {model.name} does not fit on {engines} GPUs of {node.hbm_bytes / 1e9:g} GB; use more nodes")
         return free / model.kv_token_bytes
 
     def _settings(self) -> SchedulingSettings:
@@ -230,7 +239,7 @@ class Simulator:
         try:
             self._core.submit(demand)
         except Infeasible as error:
-            raise ConfigError(f"cluster: {error}; raise node.hbm_bytes or node.staging_bytes") from error
+            raise DoesNotFit(f"cluster: {error}; raise node.hbm_bytes or node.staging_bytes") from error
 
     def _place(self, reporting: Sequence[str]) -> None:
         """Ask the scheduler core; what it assigns waits at its prefill engine for the group's next boundary.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dualpath_ray.cli import main
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation import planner
 from dualpath_ray.simulation.commands import bench_scheduler, plan, reproduce, simulate
@@ -76,12 +77,48 @@ def test_simulate_from_a_file_with_overrides_and_exports(tmp_path: Path) -> None
         (["--set", "cluster.sharing=never"], "cluster.sharing"),
         (["--set", "model={name: m}"], "model.layers"),
         (["--model", "ds-27b", "--nodes", "1P1D", "--set", "cluster.node.hbm_bytes=14.5e9"], "hbm_bytes"),
+        (["--model", "ds-27b", "--nodes", "1P1D", "--set", "cluster.node.staging_bytes=1e6"], "staging_bytes"),
+        (["--set", "cluster.block_tokens=128", "--set", "cluster.batch_tokens=64"], "batch_tokens"),
+        (["--append-scale", "inf"], "append_scale"),
+        (["--set", "cluster.node.hbm_bytes=.nan"], "hbm_bytes"),
+        (["--agents", "99999999999"], "agents"),
+        (["--set", "agents=["], "agents"),
     ],
 )
 def test_impossible_specs_are_refused_by_name(options: list[str], field: str) -> None:
     result = CliRunner().invoke(simulate, options)
     assert isinstance(result.exception, ConfigError)
     assert field in str(result.exception) and "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("reproduce fig13 --online-seconds nan", "--online-seconds"),
+        ("reproduce fig99", "fig99"),
+        ("plan --model ds-27b --gpus 8 --aps 1", "--gpus"),
+        ("plan --model ds-660b --gpus 16 --aps 1", "gpus"),
+        ("plan --model ds-27b --gpus 16 --aps inf", "aps"),
+        ("plan --model ds-27b --gpus 16 --aps 1 --slo ttft=nan", "ttft"),
+        ("bench scheduler --engines 0", "--engines"),
+        ("bench scheduler --rate inf", "--rate"),
+        ("bench scheduler --engines 16 --rate 0.1 --seconds 1", "rate"),
+        ("simulate --no-such-option", "--no-such-option"),
+    ],
+)
+def test_impossible_commands_end_with_one_line_and_status_2(line: str, name: str) -> None:
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 2
+    *progress, error = result.stderr.splitlines()
+    assert error.startswith("Error: ") and name in error
+    assert not [part for part in progress if not line.startswith("plan")]
+
+
+def test_a_plan_passes_over_clusters_that_are_too_small_for_the_model() -> None:
+    base = {"model": "ds-660b", "mal": "32K", "aps": 0.05, "duration_s": 150.0}
+    found = planner.plan(Experiment.model_validate(base), 32, 4.0, 0.05, ("ours",))
+    assert found["found"] and found["choice"]["gpus"] == 32
+    assert "does not fit on 8 GPUs" in found["too_small"]
 
 
 def test_online_run_reports_latency_and_overload() -> None:
