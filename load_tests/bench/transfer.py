@@ -7,7 +7,6 @@ own calls would (one prepared WRITE per layer, waited for), and through the obje
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from load_tests.bench.figures import median, show, spread
 
 RING_SLOTS = 4  # prefill.window_layers
+SILENCE_S = 0.3  # before each way: endpoints look often for a while after they had work, which would cost the next way processor time
 
 
 class SourceProcess:
@@ -37,7 +37,7 @@ class SourceProcess:
         self._staging = StagingBuffer(geometry, blocks)
         self._staging.arena[:] = np.random.default_rng(0).integers(0, 256, self._staging.arena.size, dtype=np.uint8)
         self._slots = np.random.default_rng(1).permutation(blocks).astype(np.int32)
-        self.endpoint = Endpoint("source", (self._staging.region,))
+        self.endpoint = Endpoint("source", (self._staging.region,), _endpoint_settings())
         self._source = StreamSource(self.endpoint, REGION, WINDOW, geometry.layers)
         self._source.add_lease(1, self._slots, geometry.layers)
         self._bare = make_agent("bare-source", progress_thread_delay_us=1000, backends=("UCX",))
@@ -105,7 +105,7 @@ class SinkProcess:
         size = RING_SLOTS * blocks * geometry.layer_block_bytes
         self._window = allocate(size)
         region = Region(WINDOW, self._window.ctypes.data, geometry.layer_block_bytes, RING_SLOTS * blocks, size)
-        self.endpoint = Endpoint("sink", (region,))
+        self.endpoint = Endpoint("sink", (region,), _endpoint_settings())
         self.endpoint.connect(source_info)
         self._sink = LayerSink(self.endpoint, WINDOW, REGION, geometry.layers, RING_SLOTS, blocks)
         self._bare = make_agent("bare-sink", progress_thread_delay_us=1000, backends=("UCX",))
@@ -142,6 +142,15 @@ class SinkProcess:
         return time.perf_counter() - start, _cpu() - cpu
 
 
+def _endpoint_settings() -> Any:
+    """Those of a gateway or engine when all nodes are on one machine; also tells UCX its transports."""
+    from actors.engine_process import endpoint_settings, prepare_transfers
+    from dualpath_ray.config import Settings
+
+    settings = Settings()
+    return endpoint_settings(settings, prepare_transfers(settings))
+
+
 def _cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -154,8 +163,6 @@ def _cpu() -> float:
 def command(blocks: int, rounds: int, as_json: bool) -> None:
     """Layer streams against a bare NIXL loop, memcpy and Ray's object store (SmolLM2's KV geometry)."""
     set_ray_defaults("local")
-    os.environ.setdefault("UCX_TLS", "sysv,cma,tcp,self")
-    os.environ.setdefault("UCX_SYSV_ERROR_HANDLING", "y")
     import ray
 
     geometry = KVGeometry(layers=30, kv_heads=3, head_dim=64, dtype="float32", block_tokens=64)
@@ -170,11 +177,15 @@ def command(blocks: int, rounds: int, as_json: bool) -> None:
         cpu: list[float] = []
         per_layer: list[float] = []
         for number in track(range(rounds + 2), description="rounds", transient=True, disable=as_json):
+            time.sleep(SILENCE_S)
             before = ray.get(source.cpu_seconds.remote())
             seconds, used, landed = ray.get(sink.stream.remote())
             used += ray.get(source.cpu_seconds.remote()) - before
+            time.sleep(SILENCE_S)
             bare, _ = ray.get(source.bare_push.remote())
+            time.sleep(SILENCE_S)
             copied = ray.get(source.memcpy.remote())
+            time.sleep(SILENCE_S)
             stored, _ = ray.get(sink.through_object_store.remote(source))
             if number >= 2:  # the first rounds pay for connections and page faults
                 for name, value in (("stream", seconds), ("bare_nixl", bare), ("memcpy", copied), ("object_store", stored)):
