@@ -161,11 +161,11 @@ def endpoint_settings(settings: Settings, transports: Transports, *classes: Traf
         transfer.progress_thread_delay_us,
         transfer.busy_poll_s,
         transfer.idle_poll_s,
-        transfer.linger_s,
         transfer.push_timeout_s,
         int(transfer.max_post_bytes),
         {each: traffic.of(each).marking for each in classes} if traffic.enabled else {},
         transports.ports if transports.rdma else None,
+        int(transports.copied) if transfer.copy_threads is None else transfer.copy_threads,
     )
 
 

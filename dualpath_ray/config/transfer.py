@@ -42,9 +42,14 @@ class TransferSettings(Section):
     progress_thread_delay_us: Count = Field(
         default=1000, description="How long NIXL's progress thread sleeps when nothing arrives (microseconds). Small values burn a core."
     )
-    busy_poll_s: Delay = Field(default=0.00001, description="Pause between looks at transfers that are under way.")
-    idle_poll_s: Seconds = Field(default=0.002, description="Pause between looks when nothing has happened for linger_s.")
-    linger_s: Delay = Field(default=0.02, description="How long a process goes on looking often after the last event.")
+    copy_threads: int | None = Field(
+        default=None,
+        ge=0,
+        description="Threads of a process that copy large pushes to others on its machine, while its own goes on; default: 1 if all "
+        "nodes are on one machine, else 0 (network cards need none).",
+    )
+    busy_poll_s: Delay = Field(default=0.00001, description="Shortest pause between looks for what has arrived or landed.")
+    idle_poll_s: Seconds = Field(default=0.002, description="Longest such pause: it grows with the time in which nothing has happened.")
     push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")
     late_write_s: Delay = Field(
         default=1.0,

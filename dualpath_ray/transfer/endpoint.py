@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
 
 CLOSED_LEASES_KEPT = 65_536
+LOOKS_PER_SILENCE = 128
 
 
 @dataclass(slots=True)
@@ -169,8 +170,9 @@ class Endpoint:
             raise ConfigError("RDMA cannot be used: " + "; ".join(str(problem) for problem in problems))
 
     def _pause(self) -> float:
-        recent = time.monotonic() - self._last_event < self.settings.linger_s
-        return self.settings.busy_poll_s if self._pushes.any_posted or recent else self.settings.idle_poll_s
+        """The longer nothing has happened, the longer until the next look: so looking late adds little to what took long anyway."""
+        silence = time.monotonic() - self._last_event
+        return min(max(self.settings.busy_poll_s, silence / LOOKS_PER_SILENCE), self.settings.idle_poll_s)
 
     def _run_commands(self) -> int:
         count = 0

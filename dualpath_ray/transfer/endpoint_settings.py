@@ -13,13 +13,13 @@ class EndpointSettings:
     """`tls`, `net_devices` and `error_handling` reach UCX through the environment of the process (see Settings.transfer)."""
 
     progress_thread_delay_us: int = 1000
-    busy_poll_s: float = 0.00001  # pause between looks while pushes are under way or messages are expected
-    idle_poll_s: float = 0.002  # pause between looks when nothing has happened for `linger_s`
-    linger_s: float = 0.02
+    busy_poll_s: float = 0.00001  # pause between looks right after something has happened ...
+    idle_poll_s: float = 0.002  # ... and when nothing has happened for long
     push_timeout_s: float = 30.0
     max_post_bytes: int = 8 << 20  # longer pushes go out in pieces, so that urgent ones need not wait behind them
     traffic: dict[TrafficClass, Marking] = field(default_factory=dict)  # classes that this process pushes in; empty: nothing is marked
     rdma_ports: tuple[str, ...] | None = None  # RDMA or nothing: over these ports (empty: any); None: whatever UCX finds
+    copy_threads: int = 0  # threads that copy large pushes to processes of this machine, while the endpoint's thread goes on
 
 
 @dataclass(slots=True)

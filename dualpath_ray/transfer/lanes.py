@@ -122,8 +122,12 @@ class Lanes:
     ) -> Links:
         options = {} if marking is None else marking.ucx()
         agent: Any = nixl_api.make_agent(
-            name, progress_thread_delay_us=settings.progress_thread_delay_us, backends=("UCX",), ucx=options
-        )  # fmt: skip
+            name,
+            progress_thread_delay_us=settings.progress_thread_delay_us,
+            backends=("UCX",),
+            ucx=options,
+            copy_threads=settings.copy_threads,
+        )
         links = Links(agent, name, regions)
         if marking is not None:
             self._sockets[traffic] = AgentSockets(marking, agent.get_agent_metadata())

@@ -18,6 +18,7 @@ from typing import Any
 from dualpath_ray.errors import ConfigError
 
 CANDIDATES = ("nixl_cu13", "nixl_cu12", "nixl")
+COPIED_BLOCKS = 8  # fewer are copied sooner than a thread has been woken
 
 
 def has_rdma_devices() -> bool:
@@ -45,18 +46,28 @@ def load() -> ModuleType:
 
 
 def make_agent(
-    name: str, *, progress_thread_delay_us: int | None = None, backends: tuple[str, ...] = (), ucx: Mapping[str, str] | None = None
+    name: str,
+    *,
+    progress_thread_delay_us: int | None = None,
+    backends: tuple[str, ...] = (),
+    ucx: Mapping[str, str] | None = None,
+    copy_threads: int = 0,
 ) -> Any:
     """A NIXL agent that must be used by one thread only (no locking inside).
 
     `progress_thread_delay_us` is how long the agent's progress thread sleeps in poll() when nothing arrives; None starts no
     such thread. An agent that peers write to needs one. NIXL's Python API fixes the delay at 0, a busy loop that burns a
     core, so the value is put in while the agent's configuration is being built. `ucx`: UCX settings (without UCX_) of this agent alone; the
-    process's environment goes before them.
+    process's environment goes before them. `copy_threads`: threads of NIXL's own that post transfers of at least `COPIED_BLOCKS` blocks.
     """
+    parameters: dict[str, str] = {}
     if ucx:
+        parameters["engine_config"] = ",".join(f"{key}={value}" for key, value in ucx.items())
+    if copy_threads:
+        parameters |= {"num_threads": str(copy_threads), "split_batch_size": str(COPIED_BLOCKS)}
+    if parameters:
         agent = make_agent(name, progress_thread_delay_us=progress_thread_delay_us, backends=tuple(b for b in backends if b != "UCX"))
-        agent.create_backend("UCX", {"engine_config": ",".join(f"{key}={value}" for key, value in ucx.items())})
+        agent.create_backend("UCX", parameters)
         return agent
     api = load()
     config = api.nixl_agent_config(enable_prog_thread=progress_thread_delay_us is not None, backends=list(backends))

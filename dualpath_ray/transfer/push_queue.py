@@ -20,6 +20,8 @@ from dualpath_ray.transfer.push import Blocks, Push
 
 log = logging.getLogger(__name__)
 
+LANDING_S = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class _Posted:
@@ -134,13 +136,20 @@ class PushQueue:
         return ended
 
     def abandon(self, error: DualPathError) -> None:
-        """The endpoint closes: end everything with `error`."""
+        """The endpoint closes: end everything with `error`.
+
+        What is under way gets a moment to land: UCX aborts the process when its worker is destroyed in the middle of a copy.
+        """
         for _, _, push, _, _ in self._waiting:
             self._piece_ended(push, error)
+        self._waiting.clear()
+        deadline = time.monotonic() + LANDING_S
+        while self._posted and time.monotonic() < deadline:
+            if not self.check():
+                time.sleep(self._settings.busy_poll_s)
         for posted in self._posted:
             posted.links.release(posted.handle)
             self._piece_ended(posted.push, error)
-        self._waiting.clear()
         self._posted.clear()
 
     def _overdue(self, push: Push) -> TransferError:

@@ -22,11 +22,14 @@ GPU_TRANSPORTS = {"NVIDIA": "cuda", "AMD": "rocm"}
 
 @dataclass(frozen=True, slots=True)
 class Transports:
-    """The choice. `rdma` says that RDMA was asked for, so that nothing else will do; `ports` are the RDMA ports to use (empty: any)."""
+    """The choice. `rdma` says that RDMA was asked for, so that nothing else will do; `ports` are the RDMA ports to use (empty: any).
+    `copied`: all bytes are copied by processors of this machine.
+    """
 
     tls: tuple[str, ...]
     ports: tuple[str, ...]
     rdma: bool
+    copied: bool = False
 
     def environment(self) -> dict[str, str]:
         """Variables that UCX must see before it is loaded."""
@@ -61,11 +64,11 @@ def choose_transports(
                 f"transfer.fabric is rdma, but UCX may only use {given} (transfer.tls or UCX_TLS): "
                 + ("take tcp out of it, UCX would fall back to it silently" if named else "unset it, or add rc")
             )
-        return Transports(tls, ports, settings.fabric == "rdma" or (named and "tcp" not in tls))
+        return Transports(tls, ports, settings.fabric == "rdma" or (named and "tcp" not in tls), same_machine and "cma" in tls)
     gpus = tuple(sorted({GPU_TRANSPORTS[each.vendor] for each in machine.accelerators}))
     rdma = settings.fabric == "rdma" or (settings.fabric == "auto" and bool(machine.active_ports) and not same_machine)
     if not rdma:
-        return Transports((*SHARED_MEMORY, "tcp", *gpus, "self"), ports, False)
+        return Transports((*SHARED_MEMORY, "tcp", *gpus, "self"), ports, False, same_machine)
     local = () if settings.local_copies == "cnic" else SHARED_MEMORY
     return Transports(("rc", *local, *gpus, "self"), ports or _compute_ports(machine, accelerator), True)
 

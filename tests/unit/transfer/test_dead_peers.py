@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from dualpath_ray.errors import TransferError
 from dualpath_ray.transfer.memory import PeerInfo
@@ -19,6 +20,7 @@ from dualpath_ray.transfer.messages import LayerLanded, StreamReady
 from tests.unit.transfer.site import WAIT_S, Site, sites
 
 BLOCKS, BLOCK_BYTES = 256, 16 << 10
+SCATTERED = np.random.default_rng(0).permutation(BLOCKS).tolist()  # NIXL makes one block of neighbours
 
 
 class Peer:
@@ -55,20 +57,22 @@ def peers(count: int) -> Iterator[list[Peer]]:
 
 def assert_all_arrives(site: Site, peer: Peer, value: int) -> None:
     site.memory[:] = value
-    assert site.push(peer.info.agent, range(BLOCKS), range(BLOCKS), message=LayerLanded(1, value)).result(WAIT_S) is None
+    assert site.push(peer.info.agent, SCATTERED, SCATTERED, message=LayerLanded(1, value)).result(WAIT_S) is None
     assert int(peer.line()) == zlib.crc32(site.memory)
 
 
-def test_pushes_to_a_killed_peer_fail_and_its_next_incarnation_works() -> None:
-    with sites("a", blocks=BLOCKS, block_bytes=BLOCK_BYTES, max_post_bytes=256 << 10, push_timeout_s=3.0) as (a,), peers(2) as (old, new):
+@pytest.mark.parametrize("copy_threads", [0, 1])
+def test_pushes_to_a_killed_peer_fail_and_its_next_incarnation_works(copy_threads: int) -> None:
+    settings = {"max_post_bytes": 256 << 10, "push_timeout_s": 3.0, "copy_threads": copy_threads}
+    with sites("a", blocks=BLOCKS, block_bytes=BLOCK_BYTES, **settings) as (a,), peers(2) as (old, new):
         a.endpoint.connect(old.info)
         assert_all_arrives(a, old, 1)
-        under_way = [a.push(old.info.agent, range(BLOCKS), range(BLOCKS), lease=4) for _ in range(20)]
+        under_way = [a.push(old.info.agent, SCATTERED, SCATTERED, lease=4) for _ in range(20)]
         old.kill()
         for push in under_way:
             error = push.result(WAIT_S)
             assert error is None or isinstance(error, TransferError)
-        assert isinstance(a.push(old.info.agent, range(BLOCKS), range(BLOCKS)).result(WAIT_S), TransferError)
+        assert isinstance(a.push(old.info.agent, SCATTERED, SCATTERED).result(WAIT_S), TransferError)
         a.endpoint.send(old.info.agent, StreamReady(1))
         a.endpoint.finish_writes(old.info.agent, 4)
         a.endpoint.connect(new.info)

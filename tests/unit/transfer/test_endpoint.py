@@ -38,8 +38,9 @@ def test_exactly_the_named_blocks_arrive_whatever_the_size_of_pieces() -> None:
             assert site.endpoint.stats.pushes == {"memory->memory": 6}
 
 
-def test_a_message_arrives_after_all_the_data_it_is_about() -> None:
-    with sites("a", "b", blocks=1024, block_bytes=4096, max_post_bytes=64 << 10) as (a, b):
+@pytest.mark.parametrize("copy_threads", [0, 1, 2])
+def test_a_message_arrives_after_all_the_data_it_is_about(copy_threads: int) -> None:
+    with sites("a", "b", blocks=1024, block_bytes=4096, max_post_bytes=64 << 10, copy_threads=copy_threads) as (a, b):
         b.listen(LayerLanded)
         for layer in range(1, 6):
             a.memory[:] = layer
@@ -187,11 +188,13 @@ def test_a_message_or_a_connection_that_cannot_be_made_hurts_nobody() -> None:
         assert b.next()[1] == StreamReady(2)
 
 
-def test_close_ends_every_push_once() -> None:
-    with sites("a", "b", max_post_bytes=256) as (a, b):
+@pytest.mark.parametrize("copy_threads", [0, 1])
+def test_close_ends_every_push_once(copy_threads: int) -> None:
+    scattered = range(0, 64, 2)
+    with sites("a", "b", block_bytes=64 << 10, max_post_bytes=1 << 20, copy_threads=copy_threads) as (a, b):
         ended: list[DualPathError | None] = []
         with a.paused():
-            pushes = [a.push(b.name, range(64), range(64), lease=3) for _ in range(20)]
+            pushes = [a.push(b.name, scattered, scattered, lease=3) for _ in range(20)]
             for push in pushes:
                 push.add_done_callback(lambda push: ended.append(push.result()))
             closer = threading.Thread(target=a.endpoint.close)

@@ -31,7 +31,7 @@ def choose(
 
 def test_without_rdma_it_is_tcp_or_shared_memory() -> None:
     for same_machine in (False, True):  # an engine and its gateway are on one machine in any case
-        assert choose(NOTHING, same_machine=same_machine) == Transports(("sysv", "cma", "tcp", "self"), (), False)
+        assert choose(NOTHING, same_machine=same_machine) == Transports(("sysv", "cma", "tcp", "self"), (), False, same_machine)
         assert choose(NOTHING, same_machine=same_machine).environment() == {"UCX_TLS": "sysv,cma,tcp,self"}
 
 
@@ -49,7 +49,7 @@ def test_local_copies_through_the_card_leave_shared_memory_out(dgx: Machine) -> 
 
 
 def test_all_on_one_machine_needs_no_rdma_unless_it_is_asked_for(dgx: Machine) -> None:
-    assert choose(dgx, same_machine=True) == Transports(("sysv", "cma", "tcp", "cuda", "self"), (), False)
+    assert choose(dgx, same_machine=True) == Transports(("sysv", "cma", "tcp", "cuda", "self"), (), False, copied=True)
     assert choose(dgx, same_machine=True, fabric="rdma").rdma
 
 
