@@ -31,7 +31,7 @@ def make_api(
 
     Bodies are parsed by the service and not by FastAPI: batch files take the same way, and every error has OpenAI's shape.
     """
-    api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None)
+    api = FastAPI(title="dualpath_ray", description="OpenAI-compatible API", docs_url=None, redoc_url=None, redirect_slashes=False)
     api.add_middleware(RequestIds, returned=request_ids_returned)
     door = access or Access()
     max_body_bytes, body_timeout_s = int(serving.max_body_bytes), serving.body_timeout_s

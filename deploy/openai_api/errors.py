@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499
+
+_TYPE = re.compile(r"str|constrained-\w+|[A-Z]\w*|.*\[.*\]")
 
 
 class ApiError(Exception):
@@ -70,10 +74,22 @@ def api_error(error: Exception) -> ApiError:
 
 
 def _invalid(error: ValidationError) -> ApiError:
-    """The first of pydantic's complaints; `param` is the field of the body that it is about."""
+    """The first of pydantic's complaints; `param` is the field of the body that it is about.
+
+    Where a value may have one of several types, pydantic complains once or more for each. Of these the one that is furthest inside is
+    shown: it is of the type that fits best.
+    """
     complaints = error.errors(include_url=False, include_context=False, include_input=False)
-    first = complaints[0]
-    where = ".".join(str(part) for part in first["loc"]) or "body"
-    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return ApiError(400, f"{where}: {first['msg']}{more}", param=str(first["loc"][0]) if first["loc"] else None, code=code)
+    first = complaints[0]["loc"]
+    place = tuple(takewhile(_is_field, first))
+    alike = complaints[:1] if place == first else [one for one in complaints if one["loc"][: len(place)] == place]
+    shown = max(alike, key=lambda one: len(one["loc"]))
+    where = ".".join(str(part) for part in shown["loc"] if _is_field(part)) or "body"
+    more = f" (and {len(complaints) - len(alike)} more)" if len(complaints) > len(alike) else ""
+    code = "missing_required_parameter" if shown["type"] == "missing" else "invalid_value"
+    return ApiError(400, f"{where}: {shown['msg']}{more}", param=str(place[0]) if place else None, code=code)
+
+
+def _is_field(part: str | int) -> bool:
+    """Whether a part of pydantic's path is a place in the body, and not the name of a type."""
+    return not (isinstance(part, str) and _TYPE.fullmatch(part))

@@ -134,6 +134,7 @@ class OpenAIService:
     ) -> Reply:
         if fields.stream_options is not None and not fields.stream:
             raise ApiError(400, "stream_options is only possible with stream", param="stream_options", code="invalid_value")
+        self._check_tokens([int(token) for token in fields.logit_bias or ()], "logit_bias")
         requests = generation_requests(
             fields,
             prompts,

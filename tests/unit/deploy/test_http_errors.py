@@ -94,6 +94,7 @@ async def test_bodies_that_are_no_json_object(http: httpx.AsyncClient, body: byt
         (CHAT, chat(presence_penalty=-3), 400, "presence_penalty", "invalid_value"),
         (CHAT, chat(repetition_penalty=0), 400, "repetition_penalty", "invalid_value"),
         (CHAT, chat(logit_bias={"a": 1}), 400, "logit_bias", "invalid_value"),
+        (CHAT, chat(logit_bias={"512": 1}), 400, "logit_bias", "invalid_value"),
         (CHAT, chat(logit_bias={"5": 101}), 400, "logit_bias", "invalid_value"),
         (CHAT, chat(agent_hints={"priority": 101}), 400, "agent_hints", "invalid_value"),
         (CHAT, chat(agent_hints={"urgency": 1}), 400, "agent_hints", "invalid_value"),
@@ -124,6 +125,22 @@ async def test_wrong_parameters(
     assert (await http.post(CHAT, json=GOOD)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages.0.content.0.type: Input should be 'text'"),
+        (CHAT, chat(messages=[{"role": "user", "content": 3}]), "messages.0.content: Input should be a valid string"),
+        (CHAT, chat(tool_choice="sometimes"), "tool_choice: Input should be 'none', 'auto' or 'required'"),
+        (CHAT, chat(tool_choice={"type": "allowed_tools"}), "tool_choice.type: Input should be 'function'"),
+        (CHAT, chat(stop=["a", ""]), "stop.1: String should have at least 1 character"),
+        (TEXT, text(prompt=[1, "a"]), "prompt.1: Input should be a valid integer"),
+        (CHAT, chat(temperature=3, n=0), "n: Input should be greater than or equal to 1 (and 1 more)"),
+    ],
+)
+async def test_the_message_says_where(http: httpx.AsyncClient, path: str, body: dict[str, Any], message: str) -> None:
+    assert (await http.post(path, json=body)).json()["error"]["message"] == message
+
+
 async def test_tools_need_a_template_that_knows_them(cluster: EmulatedCluster, tokenizer: Tokenizer, limits: ServingSettings) -> None:
     plain = Tokenizer(tokenizers.Tokenizer.from_str(tokenizer._core.to_str()), ChatTemplate("{{ messages[0].content }}"))
     service = OpenAIService(cluster, plain, cluster.card, limits)
@@ -146,6 +163,7 @@ async def test_what_asks_for_nothing_and_what_is_unknown_is_ignored(http: httpx.
         ("GET", "/v2", 404, "unknown_url"),
         ("GET", "/v1/models/none", 404, "model_not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
+        ("POST", f"{CHAT}/", 404, "unknown_url"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
