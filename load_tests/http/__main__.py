@@ -90,18 +90,31 @@ def _measure(
             click.echo(f"measuring: {name}", err=True)
             document[name] = asyncio.run(work())
 
-    with _serving(settings, engines) as address:
-        urls = {"nothing": f"{address}/nothing", "emulated": f"{address}/emulated"} | ({"engines": address} if engines else {})
+    with _serving(settings, engines and "saturation" in parts) as address:
+        urls = {"nothing": f"{address}/nothing", "emulated": f"{address}/emulated"} | (
+            {"engines": address} if engines and "saturation" in parts else {}
+        )
         serve.run(applications.nothing(), name="nothing", route_prefix="/nothing")
         serve.run(applications.emulated(settings, path), name="emulated", route_prefix="/emulated")
         note("saturation", lambda: measure.saturation(urls, model, levels, tokens, seconds))
         note("idle", lambda: measure.idle_streams(urls["emulated"], model, idle, seconds))
         note("drain", lambda: measure.drain(urls["emulated"], model, redeploy, 4 * seconds))
-        if engines:
-            note("fairness", lambda: measure.fairness(urls["engines"], model, tokens, 2 * seconds))
         for name in ("nothing", "emulated"):
             serve.delete(name)
+    if engines and "fairness" in parts:
+        with _serving(_scarce(settings, tokens), engines) as address:
+            note("fairness", lambda: measure.fairness(address, model, tokens, 6 * seconds))
     return document
+
+
+def _scarce(settings: Settings, tokens: int) -> Settings:
+    """Memory for eight requests at once, so that those of more clients wait where their order is decided; turns of about two requests."""
+    context = 8 * settings.model.block_tokens
+    values = settings.model_dump()
+    values["model"]["max_context"] = context
+    values["decode"] |= {"pool_blocks": 8, "pool_bytes": None}
+    values["scheduling"]["tenant_quantum_tokens"] = 4 * tokens
+    return Settings.model_validate(values)
 
 
 def _serving(settings: Settings, engines: bool) -> Any:
