@@ -21,6 +21,7 @@ class Links:
     def __init__(self, agent: Any, agent_name: str, regions: Iterable[Region]) -> None:
         self.agent, self._agent_name = agent, agent_name
         self._peers: dict[str, PeerInfo] = {}
+        self._unreachable: set[str] = set()  # peers that could not be connected
         self._met: set[str] = set()  # agents that NIXL knows only so that we could answer them
         self._dead: OrderedDict[str, None] = OrderedDict()
         self._local: dict[str, Any] = {}
@@ -60,8 +61,11 @@ class Links:
             for region in peer.regions:
                 self._remote[peer.agent, region.name] = self.agent.prep_xfer_dlist(peer.agent, region.descriptors(), region.kind)
         except Exception as error:  # NIXL's own exception types differ from wheel to wheel
-            log.warning("endpoint %s: cannot connect to %s: %s", self._agent_name, peer.agent, error)
+            level = logging.DEBUG if peer.agent in self._unreachable else logging.WARNING  # it is tried again and again
+            log.log(level, "endpoint %s: cannot connect to %s: %s", self._agent_name, peer.agent, error)
+            self._unreachable.add(peer.agent)
             return
+        self._unreachable.discard(peer.agent)
         self._peers[peer.agent] = peer
 
     def meet(self, agent: str, metadata: bytes) -> None:
@@ -71,6 +75,7 @@ class Links:
             self._met.add(agent)
 
     def disconnect(self, agent: str) -> None:
+        self._unreachable.discard(agent)
         if self._peers.pop(agent, None) is None and agent not in self._met:
             return
         self._met.discard(agent)

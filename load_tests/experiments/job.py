@@ -54,7 +54,7 @@ class PhaseAnswer(msgspec.Struct, frozen=True):
 
 
 class Answer(_File, frozen=True):
-    """`processes` is what each process of the cluster told about itself after the last phase, when all was quiet."""
+    """`processes` is what each process of the cluster told about itself after the last phase, when all was quiet (unless that read nothing)."""
 
     phases: list[PhaseAnswer]
     processes: dict[str, dict[str, Any]]
