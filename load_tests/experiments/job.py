@@ -54,7 +54,10 @@ class PhaseAnswer(msgspec.Struct, frozen=True):
 
 
 class Answer(_File, frozen=True):
-    """`processes` is what each process of the cluster told about itself after the last phase, when all was quiet (unless that read nothing)."""
+    """`processes` is what each process of the cluster told about itself after the last phase, when all was quiet.
+
+    Not when that phase is `share_nothing`: it leaves much to be stored, for nobody.
+    """
 
     phases: list[PhaseAnswer]
     processes: dict[str, dict[str, Any]]
