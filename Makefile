@@ -57,7 +57,7 @@ docs: env
 
 # Every file under deploy/ that other programs read; CRDS=DIR names KubeRay's definitions.
 check-deploy: env
-	$(BIN)/python -m deploy.check $(if $(CRDS),--crds $(CRDS))
+	$(BIN)/python -m deploy.check --strict $(if $(CRDS),--crds $(CRDS))
 
 # Write constraints.txt anew from the versions that are installed in .venv now.
 lock:

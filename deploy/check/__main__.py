@@ -1,4 +1,7 @@
-"""`python -m deploy.check`: a line per file; exit status 1 if one is wrong. What could not be checked here is said, and is no failure."""
+"""`python -m deploy.check`: a line per file; exit status 1 if one is wrong. What could not be checked here is said, and is no failure.
+
+Words that the shipped files do not have are shown, for one's own names are among them; `--strict`, for the shipped files, fails on them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from deploy.check.launcher import check_launcher
 from deploy.check.monitoring import check_grafana, check_prometheus, check_rules
 from deploy.check.problems import Absent, Unreadable
 from deploy.check.settings import check_serve, check_settings
+from deploy.check.words import learn, new_words
 
 DEPLOY = Path(__file__).parents[1]
 CRDS = Path("shared") / "data" / "kuberay_crds"  # beside this repository, or above it; never in it
@@ -39,17 +43,35 @@ def checks(root: Path, definitions: Path | None) -> dict[Path, Callable[[], list
     found |= {path: partial(check_launcher, path) for path in sorted((root / "launcher").glob("*"))}
     found |= {path: partial(check_manifest, path, definitions) for path in sorted((root / "kubernetes").glob("*"))}
     shipped = {path for path in root.rglob("*") if path.suffix in (".yaml", ".yml", ".json") or path.name.startswith("Dockerfile")}
+    found = {path: partial(_guarded, check) for path, check in found.items()}
     return found | {path: partial(list, ["nothing checks this file"]) for path in sorted(shipped - set(found))}
+
+
+def _guarded(check: Callable[[], list[str]]) -> list[str]:
+    """A document whose parts are of other types than a check takes for granted is wrong, too."""
+    try:
+        return check()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return [f"not built as it should be: {type(error).__name__}: {error}"]
 
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path, exists=True), default=DEPLOY, help="Folder to check (default: this one).")
 @click.option("--crds", type=click.Path(path_type=Path), help=f"KubeRay's custom resource definitions (default: ../{CRDS} if it exists).")
-def command(root: Path, crds: Path | None) -> None:
+@click.option("--strict", is_flag=True, help="Fail on words that the shipped files do not have.")
+@click.option("--learn", "learns", is_flag=True, help="Take the words of the files, as they are, for known ones.")
+def command(root: Path, crds: Path | None, strict: bool, learns: bool) -> None:
     """Check every file that deploy/ ships for other programs."""
     failed = 0
-    for path, check in checks(root, crds or find_definitions()).items():
+    found = checks(root, crds or find_definitions())
+    if learns:
+        learn(found)
+    for path, check in found.items():
         name = path.relative_to(root.parent)
+        new = ", ".join(new_words(path))
+        if new:
+            failed += strict
+            click.echo(f"{name}: {'misspelt, or for --learn' if strict else 'yours, or misspelt'}: {new}")
         try:
             problems = check()
         except Absent as absent:

@@ -75,7 +75,7 @@ def _container(container: dict[str, Any], is_worker: bool) -> Iterator[str]:
         yield from (f"{key} is not a resource we ask for" for key in amounts if key not in RESOURCES and not key.startswith(RDMA_PREFIX))
     if is_worker and not any(key.startswith(RDMA_PREFIX) for key in resources.get("limits", {})):
         yield "no RDMA device is asked for"
-    environment = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+    environment = {entry.get("name", ""): entry.get("value", "") for entry in container.get("env", [])}
     yield from (f"variable {name} is neither Ray's nor ours" for name in environment if not name.startswith(("RAY_", "DUALPATH__", "UCX_")))
     missing = {"RAY_USE_TLS", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"} - set(environment)
     yield from (f"variable {name} is missing" for name in sorted(missing))

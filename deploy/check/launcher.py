@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def check_launcher(path: Path) -> list[str]:
     problems += _node_types(config) + _mounts(config, path)
     for name in COMMANDS:
         for command in config.get(name, []):
+            if not re.match(r"([A-Za-z_0-9]+=\S+\s+)*ray (start|stop)\b", command):
+                problems.append(f"{name}: {command.split()[0]} ... neither starts nor stops Ray")
             problems += [f"{name}: {problem}" for problem in check_ray_start(command)]
     return problems
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import HTTPOptionsSchema, LoggingConfig, ServeApplicationSchema, ServeDeploySchema
 
 from deploy.app import Args
 from deploy.check.problems import load_yaml
@@ -32,7 +32,9 @@ def check_serve_document(document: Any) -> list[str]:
     """Problems of a Serve configuration, down to our application's arguments."""
     try:
         schema = ServeDeploySchema.model_validate(document)
-        parts = [(document, ServeDeploySchema)] + [(app, ServeApplicationSchema) for app in document["applications"]]
+        parts: list[tuple[Any, type[BaseModel]]] = [(document, ServeDeploySchema), (document.get("http_options", {}), HTTPOptionsSchema)]
+        parts += [(document.get("logging_config", {}), LoggingConfig)]
+        parts += [(app, ServeApplicationSchema) for app in document["applications"]]
         unknown = [key for part, fields in parts for key in part if key not in fields.model_fields]  # Serve ignores them
         if unknown:
             return [f"{key} is not a field of a Serve configuration" for key in unknown]

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from deploy.check.__main__ import checks, command, find_definitions
 from deploy.check.problems import Absent, Unreadable
+from deploy.check.words import new_words
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = ("docs", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
@@ -25,6 +26,8 @@ TYPOS = [
     ("settings/serve.yaml", "deploy.app:build", "deploy.app:biuld"),
     ("settings/serve.yaml", "engines: start", "engines: strat"),
     ("settings/serve.yaml", "http_options", "http_option"),
+    ("settings/serve.yaml", "port: 8000", "prot: 8000"),
+    ("settings/serve.yaml", "log_level", "log_levle"),
     ("launcher/aws.yaml", "max_workers: 8", "max_wrkers: 8"),
     ("launcher/aws.yaml", "InstanceType: p5", "InstanceTyp: p5"),
     ("launcher/aws.yaml", "resources: {dp_decode: 1}", "resources: {dp_decoed: 1}"),
@@ -32,6 +35,7 @@ TYPOS = [
     ("launcher/aws.yaml", "--dashboard-host", "--dashbord-host"),
     ("launcher/aws.yaml", "RAY_AUTH_MODE=token ray start --address", "RAI_AUTH_MODE=token ray start --address"),
     ("launcher/aws.yaml", "deploy/settings", "deploy/setings"),
+    ("launcher/aws.yaml", "ray start --address", "ray strat --address"),
     ("launcher/gcp.yaml", "project_id", "projct_id"),
     ("launcher/gcp.yaml", "machineType: a3", "machinType: a3"),
     ("launcher/onpremise.yaml", "worker_ips", "worker_ip"),
@@ -43,6 +47,7 @@ TYPOS = [
     ("kubernetes/raycluster.yaml", "RAY_TLS_CA_CERT", "RAY_TLS_CA_CRT"),
     ("kubernetes/raycluster.yaml", "DUALPATH__CLUSTER__ADDRESS", "DUALPATH__CLUSTER__ADRESS"),
     ("kubernetes/raycluster.yaml", 'dp_prefill\\"', 'dp_prefil\\"'),
+    ("kubernetes/raycluster.yaml", "{name: RAY_TLS_CA_CERT", "{nmae: RAY_TLS_CA_CERT"),
     ("kubernetes/raycluster.yaml", "mode: token", "mode: tokn"),
     ("kubernetes/raycluster.yaml", "groupName: decode", "groupName: decoder"),
     ("kubernetes/rayservice.yaml", "serveConfigV2", "serveConfigV3"),
@@ -75,6 +80,21 @@ TYPOS = [
     ("container/Dockerfile", "[s3,otlp]", "[s3,oltp]"),
 ]
 
+# What only their spelling gives away: names, paths, label values, text.
+MISSPELT = [
+    ("settings/cluster.yaml", "bucket: kv-blocks", "bucket: kv-blokcs"),
+    ("settings/serve.yaml", "/etc/dualpath/settings", "/etc/daulpath/settings"),
+    ("launcher/aws.yaml", "--device /dev/infiniband", "--device /dev/infinband"),
+    ("launcher/gcp.yaml", "TERMINATE", "TREMINATE"),
+    ("launcher/onpremise.yaml", "--cap-add IPC_LOCK", "--cap-add IPC_LOKC"),
+    ("kubernetes/raycluster.yaml", "k8s.v1.cni.cncf.io/networks", "k8s.v1.cni.cncf.io/netwroks"),
+    ("kubernetes/rayservice.yaml", "grep success", "grep sucess"),
+    ("monitoring/prometheus.yaml", "metrics_path: /metrics", "metrics_path: /metircs"),
+    ("monitoring/alerts.yaml", 'outcome="overloaded"', 'outcome="overlaoded"'),
+    ("monitoring/grafana.json", "{{state}}", "{{sttae}}"),
+    ("container/Dockerfile", "COPY actors actors", "COPY actors actros"),
+]
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -98,9 +118,26 @@ def problems_of(check: Callable[[], list[str]]) -> list[str]:
 
 
 def test_every_shipped_file_is_right() -> None:
-    result = CliRunner().invoke(command)
+    result = CliRunner().invoke(command, ["--strict"])
     assert result.exit_code == 0, result.output
     assert result.output.count("\n") == 11
+
+
+@pytest.mark.parametrize(("file", "right", "wrong"), MISSPELT, ids=[file for file, _, _ in MISSPELT])
+def test_a_misspelt_word_is_found(copy: Path, file: str, right: str, wrong: str) -> None:
+    assert not new_words(copy / file)
+    text = (copy / file).read_text(encoding="utf-8")
+    assert right in text, "the test is out of date"
+    (copy / file).write_text(text.replace(right, wrong, 1), encoding="utf-8")
+    assert len(new_words(copy / file)) == 1
+
+
+def test_words_fail_only_where_they_are_ours(copy: Path) -> None:
+    folder = copy / "settings"
+    (folder / "cluster.yaml").write_text((folder / "cluster.yaml").read_text().replace("kv-blocks", "acme-blocks"))
+    shown = CliRunner().invoke(command, ["--root", str(copy)])
+    assert shown.exit_code == 0 and "deploy/settings/cluster.yaml: yours, or misspelt: acme" in shown.output
+    assert CliRunner().invoke(command, ["--root", str(copy), "--strict"]).exit_code == 1
 
 
 @pytest.mark.parametrize(("file", "right", "wrong"), TYPOS, ids=[f"{file}: {wrong.splitlines()[0][:40]}" for file, _, wrong in TYPOS])
