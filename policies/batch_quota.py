@@ -9,7 +9,7 @@ chunk that fits, found by bisection; stop there. Chunks end on a block boundary,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 TimeModel = Callable[[int, int], float]
@@ -31,7 +31,7 @@ class AttentionTimeModel:
 
 
 def plan_batch(
-    waiting: Sequence[tuple[int, int]],
+    waiting: Iterable[tuple[int, int]],
     time_model: TimeModel,
     quota_s: float,
     max_tokens: int,

@@ -19,6 +19,8 @@ Cost: O(1) per change of an engine; O(log groups) for each changed group and O(e
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from policies.accounts import EngineAccount, NodeAccount
 from policies.errors import PolicyError
 from policies.indexed_heap import IndexedHeap
@@ -26,6 +28,8 @@ from policies.settings import SchedulingSettings
 from policies.vocabulary import RequestDemand
 
 GROUPS_TRIED = 4
+FEWEST_REQUESTS = attrgetter("requests", "tokens", "last_chosen", "engine_id")
+FEWEST_TOKENS = attrgetter("tokens", "last_chosen", "engine_id")
 
 
 class DecodeGroup:
@@ -147,9 +151,7 @@ class DecodeIndex:
         taken = max(length, min(group.free_hbm_tokens, share))
         most = self._z_factor * (taken + group.tokens) / len(group.engines) - length
         low = [engine for engine in fitting if engine.tokens <= most]
-        if low:
-            return min(low, key=lambda e: (e.requests, e.tokens, e.last_chosen, e.engine_id))
-        return min(fitting, key=lambda e: (e.tokens, e.last_chosen, e.engine_id))
+        return min(low, key=FEWEST_REQUESTS) if low else min(fitting, key=FEWEST_TOKENS)
 
     def _order_by_load(self) -> None:
         for group_id, group in self._load_changed.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +25,21 @@ class EventLoop:
         heapq.heappush(self._heap, (time, self._count, callback, argument))
 
     def run(self, until: float = float("inf")) -> None:
-        """Run events until none is left, `until` has passed or `stopped` is set."""
+        """Run events until none is left, `until` has passed or `stopped` is set.
+
+        The garbage collector rests meanwhile: events make no cycles, and looking for some in millions of live objects takes a tenth of the
+        time of a large run.
+        """
         heap, pop = self._heap, heapq.heappop
-        while heap and not self.stopped:
-            if heap[0][0] > until:
-                break
-            self.now, _, callback, argument = pop(heap)
-            self.events += 1
-            callback(argument)
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            while heap and not self.stopped:
+                if heap[0][0] > until:
+                    break
+                self.now, _, callback, argument = pop(heap)
+                self.events += 1
+                callback(argument)
+        finally:
+            if collecting:
+                gc.enable()

@@ -128,7 +128,7 @@ class PrefillGroup:
             ready = engine.ready
             if not ready:
                 continue
-            waiting = [(state.cached, state.new) for state in islice(ready, MOST_IN_BATCH)]
+            waiting = ((state.cached, state.new) for state in islice(ready, MOST_IN_BATCH))
             chunks = plan_batch(waiting, self._time_model, self._quota_s, self._batch_tokens, self._block_tokens)
             pairs = copy = 0.0
             for chunk in chunks:
