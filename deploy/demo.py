@@ -115,6 +115,7 @@ class _Demo:
         self._openai = AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300.0)
         self._cluster = ClusterClient.connect(settings.cluster.namespace)
         self._model, self._view = settings.model.name, view
+        self._restart_timeout_s = settings.cluster.start_timeout_s
 
     async def run(self) -> list[list[Any]]:
         """All turns; returns each turn's messages."""
@@ -193,13 +194,16 @@ class _Demo:
         for process in before.values():
             os.kill(process["pid"], signal.SIGKILL)
         self._view.status = "waiting for Ray to start them again ..."
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        deadline = time.monotonic() + self._restart_timeout_s
         while time.monotonic() < deadline:
             now = (await self._cluster.status())["processes"]  # without those that are dead and not yet replaced
             if all(name in now and now[name]["agent"] != process["agent"] for name, process in before.items()):
                 return
             await asyncio.sleep(0.1)
-        raise ConfigError(f"the engines did not come back within {SETTLE_TIMEOUT_S:.0f} s; the machine may be too small or too busy")
+        raise ConfigError(
+            f"the engines did not come back within {self._restart_timeout_s:.0f} s; the machine may be too small or too busy"
+            " (cluster.start_timeout_s)"
+        )
 
 
 def _compare(settings: Settings, prompts: list[list[Any]], view: Any) -> None:

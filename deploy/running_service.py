@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,9 +13,10 @@ import ray
 from ray import serve
 
 from actors.cluster import Cluster, connect_ray
+from deploy.access.api_keys import read_keys
 from deploy.app import application
 from deploy.http_api import proxy
-from dualpath_ray.config import Settings
+from dualpath_ray.config import ServingSettings, Settings
 from dualpath_ray.errors import ConfigError
 
 APPLICATION = "dualpath"
@@ -39,13 +41,15 @@ def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = 
     """Ray and Serve's HTTP proxy alone; yields its address. `start` is called once Ray is there; what it returns stops what it started."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     proxy.install()
+    # Before anything is started: what is wrong with these shows later only in logs of Serve's.
+    check_files(settings.serving)
+    host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
+    _check_free(host, port)
     with ExitStack() as stack:
         own_ray = connect_ray(settings)
         if own_ray:
             stack.callback(ray.shutdown)
         stack.callback(start())
-        host, port = settings.serving.host, settings.serving.port or free_port(settings.serving.host)
-        _check_free(host, port)
         serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
         # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
         stack.callback(serve.shutdown if own_ray else lambda: serve.delete(APPLICATION))
@@ -53,14 +57,30 @@ def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = 
         yield f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
+def check_files(serving: ServingSettings) -> None:
+    """Raise ConfigError unless the files that serving names can be used on this machine."""
+    if serving.api_keys:
+        read_keys(serving.api_keys)
+    certificate, key = serving.tls_certificate, serving.tls_key
+    if certificate and key:
+        for path in (certificate, key):
+            if not path.is_file():
+                raise ConfigError(f"serving.tls_certificate or serving.tls_key: {path} is no file")
+        try:
+            # An empty password, so that nobody is asked for one at the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        except (OSError, ValueError) as error:
+            reason = "they do not belong together, are not in PEM format, or the key is encrypted"
+            raise ConfigError(
+                f"serving.tls_certificate {certificate} and serving.tls_key {key} cannot be used: {reason} ({error})"
+            ) from error
+
+
 def http_options(settings: Settings, port: int) -> dict[str, Any]:
     """Serve's own HTTP options. Serve applies them once per Ray cluster: in a Serve configuration file they are `http_options`."""
     serving = settings.serving
     options: dict[str, Any] = {"host": serving.host, "port": port}
     if serving.tls_certificate and serving.tls_key:
-        for path in (serving.tls_certificate, serving.tls_key):
-            if not path.is_file():
-                raise ConfigError(f"serving.tls_certificate or serving.tls_key: {path} is no file")
         # Serve's proxies have directories of their own.
         options |= {"ssl_certfile": str(serving.tls_certificate.resolve()), "ssl_keyfile": str(serving.tls_key.resolve())}
     return options

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from pydantic import ValidationError
 from ray.serve import Application
 
 from deploy.app import Args, build
+from deploy.running_service import check_files
+from dualpath_ray.config import ServingSettings
 from dualpath_ray.errors import ConfigError
 
 
@@ -43,3 +46,27 @@ def test_serve_scales_http_replicas_between_bounds() -> None:
     assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (2, 5, 60)
     fixed = config("serving.replicas=3")
     assert fixed.autoscaling_config is None and fixed.num_replicas == 3
+
+
+def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    paths = {name: tmp_path / name for name in ("a.crt", "a.key", "b.key", "text", "keys.json")}
+    first, second = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    first.cert_chain_pems[0].write_to_path(paths["a.crt"])
+    first.private_key_pem.write_to_path(paths["a.key"])
+    second.private_key_pem.write_to_path(paths["b.key"])
+    for name in ("text", "keys.json"):
+        paths[name].write_text("neither")
+
+    def check(**given: Path) -> None:
+        check_files(ServingSettings(**given))  # type: ignore[arg-type]
+
+    check(tls_certificate=paths["a.crt"], tls_key=paths["a.key"])
+    for key in ("b.key", "text"):
+        with pytest.raises(ConfigError, match=r"serving\.tls_key .* cannot be used"):
+            check(tls_certificate=paths["a.crt"], tls_key=paths[key])
+    with pytest.raises(ConfigError, match="none is no file"):
+        check(tls_certificate=paths["a.crt"], tls_key=tmp_path / "none")
+    for name, message in (("keys.json", "Invalid JSON"), ("none", "cannot be read")):
+        with pytest.raises(ConfigError, match=message):
+            check(api_keys=tmp_path / name)
