@@ -238,7 +238,7 @@ class DirectoryStore:
     def write(self, blocks: Sequence[BlockBuffer]) -> Future[list[Exception | None]]:
         future: Future[list[Exception | None]] = Future()
         future.set_running_or_notify_cancel()
-        per_batch = max(1, self.batch_bytes // self.format.file_bytes)
+        per_batch = max(1, self.batch_bytes // self.format.payload_bytes)
         batches = [blocks[start : start + per_batch] for start in range(0, len(blocks), per_batch)]
         outcomes: list[list[Exception | None]] = [[] for _ in batches]
         left = len(batches)
