@@ -106,6 +106,7 @@ class ClusterProcess:
             metrics.advance(metrics.pushed_bytes, stats.pushed_bytes[regions], kind=kind)
         metrics.advance(metrics.push_failures, stats.failed_pushes)
         metrics.advance(metrics.refused_pushes, stats.refused_pushes)
+        metrics.advance(metrics.damaged_pushes, stats.mismatched_pushes)
         metrics.advance(metrics.cnic_busy, endpoint.busy_seconds())
 
     def _reporter(
@@ -166,6 +167,7 @@ def endpoint_settings(settings: Settings, transports: Transports, *classes: Traf
         {each: traffic.of(each).marking for each in classes} if traffic.enabled else {},
         transports.ports if transports.rdma else None,
         int(transports.copied) if transfer.copy_threads is None else transfer.copy_threads,
+        transfer.verify,
     )
 
 

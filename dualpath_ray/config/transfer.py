@@ -51,6 +51,11 @@ class TransferSettings(Section):
     busy_poll_s: Delay = Field(default=0.00001, description="Shortest pause between looks for what has arrived or landed.")
     idle_poll_s: Seconds = Field(default=0.002, description="Longest such pause: it grows with the time in which nothing has happened.")
     push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")
+    verify: bool = Field(
+        default=False,
+        description="Compare pushed bytes where they have landed with those that were sent, and push them again when they differ. Costs "
+        "a hash on either side and a round trip per push. Memory of GPUs is not checked.",
+    )
     late_write_s: Delay = Field(
         default=1.0,
         description="Bytes that a process had handed to the network may arrive for this long after its death: memory it could write to is "

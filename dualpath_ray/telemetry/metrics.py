@@ -80,6 +80,7 @@ class Metrics:
             "pushed", "bytes", "KV written into another process's memory.", kind="hit_layers, new_layers, full_blocks or pool"
         )
         self.push_failures = self._counter("push_failures", "pushes", "Pushes that failed: a dead peer, a time-out.")
+        self.damaged_pushes = self._counter("damaged_pushes", "pushes", "Pushes that arrived damaged (transfer.verify), and were repeated.")
         self.refused_pushes = self._counter("refused_pushes", "pushes", "Pushes dropped because their lease was closed.")
 
         self.staging_slots = self._gauge(

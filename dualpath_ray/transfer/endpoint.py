@@ -31,9 +31,10 @@ from dualpath_ray.transfer import messages
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings, EndpointStats
 from dualpath_ray.transfer.lanes import Lanes
 from dualpath_ray.transfer.memory import PeerInfo, Region
-from dualpath_ray.transfer.messages import Message, Quiesce, WriterDone
+from dualpath_ray.transfer.messages import Message, Quiesce, Verified, Verify, WriterDone
 from dualpath_ray.transfer.push import Push
 from dualpath_ray.transfer.push_queue import PushQueue
+from dualpath_ray.transfer.verification import Verification
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Endpoint:
         self.agent_name = f"{engine_id}-{uuid.uuid4().hex[:12]}"
         self.stats = EndpointStats()
         self._regions = {region.name: region for region in regions}
-        self._handlers: dict[type, Callable[[str, Any], None]] = {Quiesce: self._on_quiesce}
+        self._handlers: dict[type, Callable[[str, Any], None]] = {Quiesce: self._on_quiesce, Verify: self._on_verify}
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._lease_pushes: Counter[tuple[str, int]] = Counter()  # pushes under way
@@ -70,6 +71,7 @@ class Endpoint:
         self._lanes: Lanes
         self._lease_classes: dict[tuple[str, int], TrafficClass] = {}  # what we pushed in, under leases that we have not closed
         self._pushes: PushQueue
+        self._verification: Verification
         self.info: PeerInfo
         self._thread = threading.Thread(target=self._main, args=(engine_id,), name=f"endpoint-{engine_id}", daemon=True)
         self._thread.start()
@@ -143,7 +145,9 @@ class Endpoint:
             self._check_rdma()
             self._lanes = Lanes(self.agent_name, self._regions.values(), self.settings)
             self._agent = self._lanes.first.agent
-            self._pushes = PushQueue(self._lanes, self._regions, self.settings, self.stats, self._push_ended)
+            self._verification = Verification(self._regions, self.stats, self._send, lambda push: self._pushes.add(push), self._push_ended)
+            self._handlers[Verified] = self._verification.answered
+            self._pushes = PushQueue(self._lanes, self._regions, self.settings, self.stats, self._verification.landed)
             self.info = PeerInfo(engine_id, self.agent_name, self._agent.get_agent_metadata(), tuple(self._regions.values()))
         except BaseException as error:
             self._failure = error
@@ -153,6 +157,7 @@ class Endpoint:
         while not self._stopping:
             self._wake.clear()
             arrived = self._agent.get_new_notifs()  # before the commands: what was asked of us before a message was sent is done before it
+            self._verification.expire()
             if self._run_commands() + self._receive(arrived) + self._pushes.post() + self._pushes.check():
                 self._last_event = time.monotonic()
             else:
@@ -194,20 +199,31 @@ class Endpoint:
             for payload in payloads:
                 count += 1
                 try:
-                    message = messages.decode(payload)
+                    self._handle(sender, messages.decode(payload))
                 except (msgspec.MsgspecError, RecursionError):
                     self.stats.bad_messages += 1
-                    continue
-                handler = self._handlers.get(type(message))
-                if handler is None:
-                    self.stats.bad_messages += 1
-                    continue
-                self.stats.messages_received += 1
-                self._guard(handler, sender, message)
         return count
+
+    def _handle(self, sender: str, message: Message) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            self.stats.bad_messages += 1
+            return
+        self.stats.messages_received += 1
+        self._guard(handler, sender, message)
+
+    def _on_verify(self, sender: str, question: Verify) -> None:
+        try:
+            message = self._verification.compare(sender, question)
+        except (KeyError, IndexError, ValueError, msgspec.MsgspecError):
+            self.stats.bad_messages += 1
+            return
+        if message is not None:
+            self._handle(sender, message)
 
     def _disconnect(self, agent: str) -> None:
         self._lanes.disconnect(agent)
+        self._verification.peer_died(agent)
         for key in [key for key in self._lease_classes if key[0] == agent]:
             del self._lease_classes[key]
 
@@ -245,9 +261,10 @@ class Endpoint:
         self._outstanding.take(1)
         if push.error is None:
             self.stats.pushes[push.kind] += 1
-            if push.message is not None and not push.attached:
+            carried = push.attached or push.digest is not None  # by NIXL, or by the question about its bytes
+            if push.message is not None and not carried:
                 self._send(push.peer, push.message, push.traffic)
-            self.stats.messages_sent += push.attached and push.message is not None
+            self.stats.messages_sent += carried and push.message is not None
         else:
             self.stats.failed_pushes += 1
         self._guard(push.on_done, push.error)
@@ -284,6 +301,7 @@ class Endpoint:
     def _shut_down(self) -> None:
         self._run_commands()
         self._pushes.abandon(TransferError("the endpoint is closing"))
+        self._verification.close()
         self._lanes.close()
         del self._agent
         self._ended = True

@@ -20,6 +20,7 @@ class EndpointSettings:
     traffic: dict[TrafficClass, Marking] = field(default_factory=dict)  # classes that this process pushes in; empty: nothing is marked
     rdma_ports: tuple[str, ...] | None = None  # RDMA or nothing: over these ports (empty: any); None: whatever UCX finds
     copy_threads: int = 0  # threads that copy large pushes to processes of this machine, while the endpoint's thread goes on
+    verify: bool = False  # receivers compare what they got with what we sent
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class EndpointStats:
     push_seconds: float = 0.0
     failed_pushes: int = 0
     refused_pushes: int = 0
+    verified_pushes: int = 0
+    mismatched_pushes: int = 0  # arrived damaged
     messages_sent: int = 0
     messages_received: int = 0
     bad_messages: int = 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dualpath_ray.errors import TransferError
-from dualpath_ray.transfer.memory import PeerInfo, Region
+from dualpath_ray.transfer.memory import MemoryKind, PeerInfo, Region
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,10 @@ class Links:
         if handle is None:
             raise TransferError(f"{agent} is not connected")
         return handle
+
+    def kind(self, agent: str, region: str) -> MemoryKind:
+        """What memory the region of a peer that we are connected to is."""
+        return self._peers[agent].region(region).kind
 
     def connect(self, peer: PeerInfo) -> None:
         if self.knows(peer.agent):

@@ -75,7 +75,24 @@ class WriterDone(msgspec.Struct, tag=True, frozen=True, array_like=True):
     error: str | None = None
 
 
-Message = OpenStream | StreamReady | Credit | LayerLanded | CloseStream | StreamClosed | Quiesce | WriterDone
+class Verify(msgspec.Struct, tag=True, frozen=True, array_like=True):
+    """Sender of a push to its receiver: `blocks` (int32) of your region should have this digest; if so, `message` is yours."""
+
+    number: int
+    region: str
+    blocks: bytes
+    digest: bytes
+    message: bytes
+
+
+class Verified(msgspec.Struct, tag=True, frozen=True, array_like=True):
+    """The answer: whether they have."""
+
+    number: int
+    same: bool
+
+
+Message = OpenStream | StreamReady | Credit | LayerLanded | CloseStream | StreamClosed | Quiesce | WriterDone | Verify | Verified
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

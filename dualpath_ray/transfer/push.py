@@ -40,6 +40,8 @@ class Push:
     before: Callable[[], None] | None = None  # e.g. wait for a CUDA event; called right before the first byte is posted
     pieces_left: int = field(default=0, init=False)
     attached: bool = field(default=False, init=False)  # NIXL sends `message` itself, behind the one piece
+    digest: bytes | None = field(default=None, init=False)  # of the bytes, if the receiver is to compare them
+    mismatches: int = field(default=0, init=False)
     error: DualPathError | None = field(default=None, init=False)
     deadline: float = field(default=0.0, init=False)
 

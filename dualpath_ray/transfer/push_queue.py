@@ -17,6 +17,7 @@ from dualpath_ray.transfer.lanes import Lanes
 from dualpath_ray.transfer.links import Links
 from dualpath_ray.transfer.memory import Region
 from dualpath_ray.transfer.push import Blocks, Push
+from dualpath_ray.transfer.verification import digest
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class PushQueue:
         per_piece = max(1, self._settings.max_post_bytes // self._regions[push.local].block_bytes)
         starts = range(0, len(push.local_blocks), per_piece)
         push.pieces_left = len(starts)
-        push.attached = len(starts) == 1
+        push.attached = len(starts) == 1 and not self._settings.verify
         if not push.pieces_left:
             self._on_end(push)
         for start in starts:
@@ -89,6 +90,9 @@ class PushQueue:
                 push.before = None
                 start = time.perf_counter()
             remote = links.remote(push.peer, push.remote)
+            local = self._regions[push.local]
+            if self._settings.verify and push.digest is None and local.kind == links.kind(push.peer, push.remote) == "DRAM":
+                push.digest = digest(local, push.local_blocks)
             notice = messages.encode(push.message) if push.attached and push.message is not None else b""
             handle = links.agent.make_prepped_xfer("WRITE", links.local(push.local), local_blocks, remote, remote_blocks, notice)
             state = links.agent.transfer(handle)

@@ -28,6 +28,8 @@ from dualpath_ray.prefill_service import PrefillService, PrefillServiceSettings
 from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage, SamplingParams
 from dualpath_ray.stores.base import BlockStore
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
+from dualpath_ray.transfer.endpoint import Endpoint
+from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from policies.batch_quota import AttentionTimeModel, plan_batch
 
 Side = Literal["prefill", "decode", "split", "recompute"]
@@ -58,7 +60,9 @@ class System:
         resident_share: float = 0.0,
         slow: StoreWrapper | None = None,
         hedge: HedgeSettings | None = None,
+        endpoints: EndpointSettings | None = None,
     ) -> None:
+        self._endpoints = endpoints
         self.resident_share = resident_share
         self.model = model
         self.geometry = model.geometry(block_tokens)
@@ -71,17 +75,19 @@ class System:
             return plan_batch(waiting, AttentionTimeModel(0.0), float("inf"), chunk_tokens, block_tokens)  # type: ignore[arg-type]
 
         window = LayerWindow(self.geometry, window_layers, context)
-        self.prefill_service = PrefillService("prefill", model, self.geometry, window, policy, PrefillServiceSettings(layerwise=layerwise))
+        self.prefill_service = PrefillService(
+            "prefill", model, self.geometry, window, policy, PrefillServiceSettings(layerwise=layerwise), endpoints
+        )
         pool = PagedPool(self.geometry, pool_blocks)
         self.decode_service = DecodeService(
-            "decode", model, self.geometry, pool, self, DecodeServiceSettings(hedge=hedge or HedgeSettings())
+            "decode", model, self.geometry, pool, self, DecodeServiceSettings(hedge=hedge or HedgeSettings()), endpoints
         )
 
     def _gateway(self, node: str, store_path: Path, slots: int, wrap: StoreWrapper | None) -> Gateway:
         store: BlockStore = DirectoryStore(store_path, self.geometry, self.model.fingerprint, DirectorySettings(range_bytes=1))
         if wrap is not None:
             store = wrap(store, self.geometry)
-        return Gateway(node, self.geometry, store, slots, GatewaySettings(resident_share=self.resident_share))
+        return Gateway(node, self.geometry, store, slots, GatewaySettings(resident_share=self.resident_share), self._endpoints)
 
     async def start(self) -> None:
         for gateway in self.gateways.values():
@@ -144,6 +150,10 @@ class System:
         sampling = fields.pop("sampling", SamplingParams())
         return GenerationRequest(f"r{next(self._names)}", tuple(tokens), max_new, sampling=sampling, timeout=60.0, **fields)  # type: ignore[arg-type]
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return [self.prefill_service.endpoint, self.decode_service.endpoint, *(gateway.endpoint for gateway in self.gateways.values())]
+
     async def settle(self, timeout_s: float = 20.0) -> None:
         """Wait until nothing is under way anywhere, then check that nothing has leaked."""
         async with asyncio.timeout(timeout_s):
@@ -181,9 +191,22 @@ async def running_system(
     resident_share: float = 0.0,
     slow: StoreWrapper | None = None,
     hedge: HedgeSettings | None = None,
+    endpoints: EndpointSettings | None = None,
 ) -> AsyncIterator[System]:
     system = System(
-        model, store_path, block_tokens, chunk_tokens, window_layers, slots, wrap, pool_blocks, layerwise, resident_share, slow, hedge
+        model,
+        store_path,
+        block_tokens,
+        chunk_tokens,
+        window_layers,
+        slots,
+        wrap,
+        pool_blocks,
+        layerwise,
+        resident_share,
+        slow,
+        hedge,
+        endpoints,
     )
     try:
         await system.start()
