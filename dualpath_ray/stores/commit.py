@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dualpath_ray.errors import BlockCorruptError, StoreError
-from dualpath_ray.stores.base import BlockBuffer
+from dualpath_ray.stores.base import BlockBuffer, Bytes
 from dualpath_ray.stores.block_format import BlockFormat
 from dualpath_ray.stores.file_io import FileIO, PieceError
 from dualpath_ray.stores.layout import DirectoryLayout, fsync_directory
@@ -56,22 +57,35 @@ class _Draft:
 
 
 class Committer:
-    """Writes blocks under their names, for any number of threads at once.
+    """Writes blocks under their names, at most `max_blocks` in a commit and `max_commits` at once.
 
     `on_step` is called after each step of a commit with the step's name (tests kill the process there).
     """
 
-    def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO) -> None:
+    def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO, max_blocks: int, max_commits: int) -> None:
         self._format = format
         self._layout = layout
         self._file_io = file_io
+        # Headers in registered memory go out with the data; one by one, each would wait behind megabytes in the device's queue.
+        headers = allocate(max_commits * max_blocks * format.header_bytes)
+        file_io.register(headers)
+        self._headers: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
+        for each in headers.reshape(max_commits, max_blocks, format.header_bytes):
+            self._headers.put(each)
         self._syncers = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="store-sync")
         self.on_step: Callable[[str], None] | None = None
 
     def commit(self, blocks: Sequence[BlockBuffer]) -> tuple[list[Exception | None], int]:
         """One outcome per block: None when it is durable, else a StoreError; and how many of them were there before."""
         outcomes: list[Exception | None] = [None] * len(blocks)
-        drafts, existing = self._create(blocks, outcomes)
+        headers = self._headers.get()
+        try:
+            return outcomes, self._commit(blocks, outcomes, headers)
+        finally:
+            self._headers.put(headers)
+
+    def _commit(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None], headers: Bytes) -> int:
+        drafts, existing = self._create(blocks, outcomes, headers)
         self._step("created")
         files = self._file_io.adopt([draft.fd for draft in drafts], self._format.file_bytes)
         try:
@@ -85,7 +99,7 @@ class Committer:
             self._step("directories synced")
         finally:
             self._file_io.release(files)
-        return outcomes, existing
+        return existing
 
     def holds(self, block: BlockBuffer) -> bool:
         """Whether a sound file of that block is in place already (its header is checked, its data is not). It counts as used then, so
@@ -103,9 +117,8 @@ class Committer:
     def close(self) -> None:
         self._syncers.shutdown()
 
-    def _create(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None]) -> tuple[list[_Draft], int]:
+    def _create(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None], headers: Bytes) -> tuple[list[_Draft], int]:
         size = self._format.header_bytes
-        headers = allocate(len(blocks) * size).reshape(len(blocks), size)
         drafts: list[_Draft] = []
         existing = 0
         for index, block in enumerate(blocks):

@@ -82,7 +82,8 @@ class DirectoryStore:
         self._layout = DirectoryLayout(path)
         self.file_io = choose(path, self.settings.io, self.settings.direct)
         self._write_io = FileIO(self.file_io.engine, self.file_io.direct)
-        self._committer = Committer(self.format, self._layout, self._write_io)
+        self._write_batch = max(1, self.batch_bytes // self.format.payload_bytes)
+        self._committer = Committer(self.format, self._layout, self._write_io, self._write_batch, self.settings.write_threads)
         self._readers = ThreadPoolExecutor(self.settings.read_threads, thread_name_prefix="store-read")
         self._writers = ThreadPoolExecutor(self.settings.write_threads, thread_name_prefix="store-write")
         self._lock = threading.Lock()
@@ -238,7 +239,7 @@ class DirectoryStore:
     def write(self, blocks: Sequence[BlockBuffer]) -> Future[list[Exception | None]]:
         future: Future[list[Exception | None]] = Future()
         future.set_running_or_notify_cancel()
-        per_batch = max(1, self.batch_bytes // self.format.payload_bytes)
+        per_batch = self._write_batch
         batches = [blocks[start : start + per_batch] for start in range(0, len(blocks), per_batch)]
         outcomes: list[list[Exception | None]] = [[] for _ in batches]
         left = len(batches)

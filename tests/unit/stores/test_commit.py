@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dualpath_ray.stores import commit, layout
+from dualpath_ray.transfer.memory import PAGE_BYTES, allocate, round_up
 from tests.unit.stores.conftest import PAGED, OpenStore, emptied, make_blocks, temporaries
 
 STEPS = ["created", "written", "synced", "renamed", "directories synced"]
@@ -173,3 +174,18 @@ def test_two_processes_write_the_same_blocks(open_store: OpenStore, tmp_path: Pa
     assert all(np.array_equal(a.data, b.data) for a, b in zip(targets, there, strict=True))
     assert temporaries(folder) == []
     assert store.stats()["damaged_files"] == 0
+
+
+def test_headers_go_out_with_the_data_and_wait_behind_nothing(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written one by one they took half of a commit: each waits in the device's queue behind the blocks' megabytes."""
+    store = open_store(write_threads=2, batch_bytes=3 * PAGED.full_block_bytes)
+    if not (store.file_io.direct and store.file_io.engine.startswith("nixl")):
+        pytest.skip("no direct I/O through NIXL here")
+    arena = allocate(10 * round_up(PAGED.full_block_bytes, PAGE_BYTES))
+    store.register(arena)
+    blocks = make_blocks(PAGED, 10, memory=arena)
+    alone: list[object] = []
+    monkeypatch.setattr("dualpath_ray.stores.file_io.move_piece", lambda operation, piece, direct: alone.append(piece))
+    assert store.write(blocks).result() == [None] * 10
+    assert alone == []
+    assert {stored.key for stored in store.scan()} == {block.key for block in blocks}
