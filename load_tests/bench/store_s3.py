@@ -22,6 +22,7 @@ import numpy as np
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.s3 import S3Settings, S3Store, connect, load_client
 from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
+from load_tests.testbed.interruptible import interruptible
 from load_tests.testbed.storage_server import weed
 
 BUCKET = "kvcache"
@@ -105,15 +106,16 @@ def running_server(folder: Path) -> Iterator[str]:
     command = [weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-volume.max=16"]
     for option, port in zip(("master.port", "volume.port", "filer.port", "s3.port"), ports, strict=True):
         command.append(f"-{option}={port}")
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     endpoint = f"http://127.0.0.1:{ports[3]}"
-    try:
-        for path in (BUCKET, f"{BUCKET}/probe"):
-            _put(f"{endpoint}/{path}")
-        yield endpoint
-    finally:
-        process.kill()
-        process.wait()
+    with interruptible():
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            for path in (BUCKET, f"{BUCKET}/probe"):
+                _put(f"{endpoint}/{path}")
+            yield endpoint
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _put(url: str) -> None:

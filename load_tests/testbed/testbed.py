@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from load_tests.testbed.counters import NicCounters
 from load_tests.testbed.errors import TestbedError
+from load_tests.testbed.interruptible import interruptible
 from load_tests.testbed.network import Network
 from load_tests.testbed.ray_nodes import RayNodes
 from load_tests.testbed.spec import HEAD, TestbedSpec
@@ -83,7 +82,7 @@ def open_testbed(
     Leaves no namespace, process or file behind, also when it is interrupted. Raises TestbedError."""
     folder = Path(tempfile.mkdtemp(prefix="dpt", dir=scratch))  # short: it holds the paths of Unix sockets
     try:
-        with _interruptible(), Network(spec) as network:
+        with interruptible(), Network(spec) as network:
             storage = StorageServer(network, folder / "s3")
             (folder / "s3").mkdir()
             storage.start(list(buckets) or ["kvcache"])
@@ -93,24 +92,6 @@ def open_testbed(
                 yield Testbed(spec, network, storage, ray, counters, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the testbed as Ctrl-C does, so that the clean-up runs."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"signal {number}")
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: whoever is there takes care of signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 __all__ = ["Testbed", "TestbedError", "open_testbed"]
