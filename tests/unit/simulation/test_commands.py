@@ -203,7 +203,12 @@ def test_reproduce_and_plots(tmp_path: Path) -> None:
             "paper": 2.0,
         },
     ]
-    assert [file.name for file in plot_reproduction(cells, tmp_path)] == ["fig7.png", "fig10_ttft.png"]
+    for part, ours in (("queued", 0.4), ("read", 0.6)):
+        cells.append({"experiment": "fig12", "model": "m", "mode": "ours", "metric": f"{part}_share@0.2", "ours": ours, "paper": 0.5})
+    for mode, ours in (("basic", 10.0), ("layerwise", 9.0)):
+        cells.append({"experiment": "ablation", "agents": 1, "mode": mode, "metric": "jct_s", "ours": ours, "paper": 10.0})
+    names = [file.name for file in plot_reproduction(cells, tmp_path)]
+    assert names == ["fig7.png", "fig10_ttft.png", "fig12.png", "ablation.png"]
 
 
 def test_plan_finds_a_cluster() -> None:
