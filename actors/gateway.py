@@ -14,10 +14,12 @@ from dualpath_ray.gateway_settings import GatewaySettings
 from dualpath_ray.kv.residency import ResidencyChanges
 from dualpath_ray.kv.staging import slot_bytes
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock
+from dualpath_ray.rdma.sysfs import read_machine
 from dualpath_ray.store_keeper import StoreKeeper
 from dualpath_ray.stores.open import keeper_settings, open_store
 from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
+from dualpath_ray.transfer.numa import choose_node, online_nodes
 from policies.vocabulary import NodeLoad
 
 
@@ -36,7 +38,10 @@ class StorageGatewayActor(ClusterProcess):
         store = open_store(settings.storage, self._facts.geometry, self._facts.fingerprint)
         slots = settings.staging.slot_count(slot_bytes(geometry), geometry.blocks_for(self._facts.max_context))
         options = GatewaySettings(
-            resident_share=settings.staging.resident_share, huge_pages=settings.staging.huge_pages, layer_groups=store.layer_groups()
+            resident_share=settings.staging.resident_share,
+            huge_pages=settings.staging.huge_pages,
+            numa_node=choose_node(settings.staging.numa_node, read_machine(), online_nodes()),
+            layer_groups=store.layer_groups(),
         )
         transfers = endpoint_settings(settings, self._transports, TrafficClass.KV_READ)
         gateway = Gateway(self._identity.node_id, geometry, store, slots, options, transfers)

@@ -64,7 +64,8 @@ class Gateway:
         self.geometry = geometry
         self.store = store
         self.settings = settings or GatewaySettings()
-        self.staging = StagingBuffer(geometry, slots, round(slots * self.settings.resident_share), self.settings.huge_pages)
+        residents = round(slots * self.settings.resident_share)
+        self.staging = StagingBuffer(geometry, slots, residents, self.settings.huge_pages, self.settings.numa_node)
         self.stats = GatewayStats()
         store.register(self.staging.arena)
         self.endpoint = Endpoint(f"gateway-{node_id}", (self.staging.region,), endpoint_settings)

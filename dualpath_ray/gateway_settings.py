@@ -14,6 +14,7 @@ class GatewaySettings:
     resident_share: float = 0.0  # of the slots that may hold resident blocks; 0: nothing stays in memory
     note_uses_s: float = 30.0  # uses of resident blocks are noted in the store this often
     huge_pages: HugePages = "off"
+    numa_node: int | None = None  # of the arena; None: as the kernel likes
     layer_groups: int = 4  # a Full Block is read in this many ranges of layers, first layers first
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
 
@@ -111,6 +111,11 @@ class StagingSettings(Section):
         default="transparent",
         description="Pages of the arena: transparent asks the kernel for huge ones (madvise), reserved takes them from the pool that the "
         "operator has set aside (MAP_HUGETLB; falls back to transparent with a log line), off uses small ones.",
+    )
+    numa_node: Literal["auto"] | Annotated[int, Field(ge=0)] | None = Field(
+        default="auto",
+        description="NUMA node that the arena's memory comes from while it has any. auto: that of the storage NIC, if it is an RDMA "
+        "device; null: the kernel's choice. Without effect on a machine with one node.",
     )
     resident_share: Share = Field(
         default=1.0,

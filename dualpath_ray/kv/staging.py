@@ -75,10 +75,12 @@ class Lease:
 class StagingBuffer:
     """See the module's docstring. `slots` Full Blocks, each starting on a page; at most `resident_slots` of them stay resident."""
 
-    def __init__(self, geometry: KVGeometry, slots: int, resident_slots: int = 0, huge_pages: HugePages = "off") -> None:
+    def __init__(
+        self, geometry: KVGeometry, slots: int, resident_slots: int = 0, huge_pages: HugePages = "off", numa_node: int | None = None
+    ) -> None:
         self.geometry = geometry
         self.slot_stride = slot_bytes(geometry)
-        self.arena = allocate(self.slot_stride * slots, huge_pages)
+        self.arena = allocate(self.slot_stride * slots, huge_pages, numa_node)
         self.region = Region(REGION, self.arena.ctypes.data, geometry.layer_block_bytes, geometry.layers, self.slot_stride, groups=slots)
         self.total_slots = slots
         self.residents = ResidentBlocks(min(resident_slots, slots))

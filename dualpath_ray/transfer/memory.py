@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from dualpath_ray.transfer.numa import prefer_node
+
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
@@ -25,21 +27,24 @@ MAP_HUGETLB = 0x40000  # Linux; Python 3.11 does not name it
 HugePages = Literal["transparent", "reserved", "off"]
 
 
-def allocate(nbytes: int, huge_pages: HugePages = "off") -> npt.NDArray[np.uint8]:
+def allocate(nbytes: int, huge_pages: HugePages = "off", numa_node: int | None = None) -> npt.NDArray[np.uint8]:
     """Page-aligned anonymous memory, prefaulted, as uint8 `[nbytes]`. It lives as long as the array (or a view of it) does.
 
-    Fewer, larger pages mean fewer TLB misses and shorter page lists for whoever pins or copies the memory. Pages are placed on the NUMA
-    node of the thread that calls this (Linux's default policy), so bind the process to the node of its NIC to have them there.
+    Fewer, larger pages mean fewer TLB misses and shorter page lists for whoever pins or copies the memory. Pages are placed on
+    `numa_node` while it has any; by default on that of the thread that calls this (Linux's policy).
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = None
     if huge_pages == "reserved":
         try:
-            memory = mmap.mmap(-1, round_up(nbytes, HUGE_PAGE_BYTES), flags=flags | MAP_HUGETLB | mmap.MAP_POPULATE)
-            return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
+            memory = mmap.mmap(-1, round_up(nbytes, HUGE_PAGE_BYTES), flags=flags | MAP_HUGETLB)
         except OSError as error:
             log.warning("no %d bytes of reserved huge pages (vm.nr_hugepages), transparent ones instead: %s", nbytes, error)
             huge_pages = "transparent"
-    memory = mmap.mmap(-1, nbytes, flags=flags)
+    if memory is None:
+        memory = mmap.mmap(-1, nbytes, flags=flags)
+    if numa_node is not None:
+        prefer_node(np.frombuffer(memory, dtype=np.uint8).ctypes.data, len(memory), numa_node)
     if huge_pages == "transparent":
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -47,7 +52,7 @@ def allocate(nbytes: int, huge_pages: HugePages = "off") -> npt.NDArray[np.uint8
             log.info("the kernel gives no transparent huge pages: %s", error)
     array = np.frombuffer(memory, dtype=np.uint8)
     array[::PAGE_BYTES] = 0  # touched after the advice, so that the first transfer does not pay for page faults
-    return array
+    return array[:nbytes]
 
 
 def round_up(value: int, multiple: int) -> int:
