@@ -15,6 +15,8 @@ import click
 import numpy as np
 from rich.progress import track
 
+from dualpath_ray.commands.options import with_settings
+from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.kv.geometry import KVGeometry
 from load_tests.bench.figures import median, show, spread
@@ -26,7 +28,7 @@ SILENCE_S = 0.3  # before each way: endpoints look often for a while after they 
 class SourceProcess:
     """The pushing side: a staging arena, an endpoint with streams, and a bare agent on the same memory."""
 
-    def __init__(self, geometry: KVGeometry, blocks: int) -> None:
+    def __init__(self, settings: Settings, geometry: KVGeometry, blocks: int) -> None:
         from dualpath_ray.gateway import WINDOW
         from dualpath_ray.kv.staging import REGION, StagingBuffer
         from dualpath_ray.transfer.endpoint import Endpoint
@@ -37,7 +39,7 @@ class SourceProcess:
         self._staging = StagingBuffer(geometry, blocks)
         self._staging.arena[:] = np.random.default_rng(0).integers(0, 256, self._staging.arena.size, dtype=np.uint8)
         self._slots = np.random.default_rng(1).permutation(blocks).astype(np.int32)
-        self.endpoint = Endpoint("source", (self._staging.region,), _endpoint_settings())
+        self.endpoint = Endpoint("source", (self._staging.region,), _endpoint_settings(settings))
         self._source = StreamSource(self.endpoint, REGION, WINDOW, geometry.layers)
         self._source.add_lease(1, self._slots, geometry.layers)
         self._bare = make_agent("bare-source", progress_thread_delay_us=1000, backends=("UCX",))
@@ -93,7 +95,7 @@ class SourceProcess:
 class SinkProcess:
     """The receiving side: a window ring, an endpoint with a layer sink, and a bare agent on the same memory."""
 
-    def __init__(self, geometry: KVGeometry, blocks: int, source_info: Any) -> None:
+    def __init__(self, settings: Settings, geometry: KVGeometry, blocks: int, source_info: Any) -> None:
         from dualpath_ray.gateway import WINDOW
         from dualpath_ray.kv.staging import REGION
         from dualpath_ray.transfer.endpoint import Endpoint
@@ -105,7 +107,7 @@ class SinkProcess:
         size = RING_SLOTS * blocks * geometry.layer_block_bytes
         self._window = allocate(size)
         region = Region(WINDOW, self._window.ctypes.data, geometry.layer_block_bytes, RING_SLOTS * blocks, size)
-        self.endpoint = Endpoint("sink", (region,), _endpoint_settings())
+        self.endpoint = Endpoint("sink", (region,), _endpoint_settings(settings))
         self.endpoint.connect(source_info)
         self._sink = LayerSink(self.endpoint, WINDOW, REGION, geometry.layers, RING_SLOTS, blocks)
         self._bare = make_agent("bare-sink", progress_thread_delay_us=1000, backends=("UCX",))
@@ -142,12 +144,10 @@ class SinkProcess:
         return time.perf_counter() - start, _cpu() - cpu
 
 
-def _endpoint_settings() -> Any:
+def _endpoint_settings(settings: Settings) -> Any:
     """Those of a gateway or engine when all nodes are on one machine; also tells UCX its transports."""
     from actors.engine_process import endpoint_settings, prepare_transfers
-    from dualpath_ray.config import Settings
 
-    settings = Settings()
     return endpoint_settings(settings, prepare_transfers(settings))
 
 
@@ -157,10 +157,11 @@ def _cpu() -> float:
 
 
 @click.command()
+@with_settings
 @click.option("--blocks", default=64, show_default=True, help="Full Blocks per request (64 blocks of 64 tokens: a 4k prompt).")
 @click.option("--rounds", default=15, show_default=True, help="Rounds; the three ways take turns in each.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def command(blocks: int, rounds: int, as_json: bool) -> None:
+def command(settings: Settings, blocks: int, rounds: int, as_json: bool) -> None:
     """Layer streams against a bare NIXL loop, memcpy and Ray's object store (SmolLM2's KV geometry)."""
     set_ray_defaults("local")
     import ray
@@ -170,8 +171,8 @@ def command(blocks: int, rounds: int, as_json: bool) -> None:
     ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=2 * total + (200 << 20), log_to_driver=False)
     try:
         remote: Any = ray.remote
-        source = remote(SourceProcess).options(num_cpus=0).remote(geometry, blocks)
-        sink = remote(SinkProcess).options(num_cpus=0).remote(geometry, blocks, ray.get(source.info.remote()))
+        source = remote(SourceProcess).options(num_cpus=0).remote(settings, geometry, blocks)
+        sink = remote(SinkProcess).options(num_cpus=0).remote(settings, geometry, blocks, ray.get(source.info.remote()))
         ray.get(source.connect.remote(*ray.get(sink.info.remote())))
         times: dict[str, list[float]] = {"stream": [], "bare_nixl": [], "memcpy": [], "object_store": []}
         cpu: list[float] = []
