@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +78,8 @@ class Run:
         load = Load(routes, self._sessions, job.agents, job.period_s, job.timeout_s, job.seed)
         injector = Injector(calls, client, load, self._hosts, self._address)
         books = Books()
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
         started = time.monotonic()
         outcomes: list[Outcome] = []
         try:
@@ -85,7 +88,7 @@ class Run:
                 await self._rest(load, books, client, injector)
                 rounds = schedule(targets_of(self._settings, self._hosts, http is not None), job.faults, job.seed, only=job.only)
                 for number, faults in enumerate(rounds, 1):
-                    if job.minutes is not None and time.monotonic() - started > 60 * job.minutes:
+                    if stopped.is_set() or (job.minutes is not None and time.monotonic() - started > 60 * job.minutes):
                         break
                     done = await injector.round(faults)
                     outcomes += done

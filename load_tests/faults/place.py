@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,15 @@ def _model(folder: Path) -> Path:
     return make_tiny_model("llama", folder / "model", vocabulary=VOCABULARY, max_context=MAX_CONTEXT)
 
 
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the driver. After Ctrl-C it ends with its round and what was found is kept; a second one ends all."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        return process.wait()
+
+
 def run_local(job: Job) -> Answer:
     """On this machine alone: no links to cut, no storage server to kill."""
     with tempfile.TemporaryDirectory(prefix="dpf") as name:
@@ -69,9 +79,9 @@ def run_local(job: Job) -> Answer:
         job = replace(job, overrides=overrides, model_path=str(model))
         job.write(folder / "job.json")
         command = [sys.executable, "-m", "load_tests.faults.driver", str(folder / "job.json"), str(folder / "answer.json")]
-        done = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)  # Ray prints there
-        if done.returncode:
-            raise TestbedError(f"the run ended with status {done.returncode}; its output is above")
+        code = _end(subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr))  # Ray prints there
+        if code:
+            raise TestbedError(f"the run ended with status {code}; its output is above")
         return Answer.read(folder / "answer.json")
 
 
@@ -102,7 +112,7 @@ def run_testbed(job: Job, spec: TestbedSpec = SPEC, logs: Path | None = None) ->
         process = testbed.network.popen(
             HEAD, command, env={**testbed.ray.env, "RAY_ADDRESS": testbed.ray.address}, cwd=ROOT, stdout=sys.stderr
         )
-        code = process.wait()
+        code = _end(process)
         if logs is not None:
             for found in testbed.folder.glob("*/session_2*/logs"):
                 shutil.copytree(found, logs / found.parts[-3] / found.parts[-2], dirs_exist_ok=True)
