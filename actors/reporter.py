@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 RESIDENT_PART = 5_000  # blocks per report that have come into memory, or left it
 INDEX_PART = 20_000  # blocks per message when the whole index is sent
 CALL_TIMEOUT_S = 5.0
+INDEX_PAUSE_S = 1.0  # after storage could not be listed
 REFUSED_PAUSE_S = 5.0
 MIN_PAUSE_S = 0.005  # changes within this time go out in one report
 
@@ -57,19 +58,22 @@ class Reporter:
         self._finished: list[str] = []
         self._added: list[tuple[bytes, bytes]] = []
         self._removed: list[bytes] = []
+        self._removed_meanwhile: set[bytes] = set()  # since the index that is being sent was begun to be listed
         self._told: list[asyncio.Future[None]] = []
         self._scheduler = ""
         self._scheduler_pid = 0
         self._answered_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
+        self._indexing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._indexing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     def changed(self) -> None:
         """The load is not what was reported last."""
@@ -92,6 +96,7 @@ class Reporter:
         """Blocks became durable, or must not be used any more."""
         self._added += added
         self._removed += removed
+        self._removed_meanwhile.update(removed)
         self._wake.set()
 
     async def told(self, timeout_s: float) -> bool:
@@ -151,13 +156,30 @@ class Reporter:
             log.critical("%s was taken for dead and ends: others may have its memory's place by now", self._registration.peer.agent)
             self._end()
         self._scheduler_pid = welcome.pid
-        if welcome.send_index and self._scan is not None:
-            blocks = await self._scan()
-            for start in range(0, len(blocks), INDEX_PART):
-                await self._send(self._make(added=tuple(blocks[start : start + INDEX_PART])))
-            await self._send(self._make(index_complete=True))
+        self._answered_at = time.monotonic()
         self._residency.restart()
         self._scheduler = welcome.scheduler
+        if welcome.send_index and self._scan is not None:
+            if self._indexing is not None:
+                self._indexing.cancel()
+            self._indexing = asyncio.get_running_loop().create_task(self._send_index(welcome.scheduler, self._scan))
+
+    async def _send_index(self, scheduler: str, scan: Callable[[], Awaitable[list[tuple[bytes, bytes]]]]) -> None:
+        """Tell a scheduler which blocks are stored. Beside the reports, because storage may be slow to list them, or be down."""
+        while self._scheduler == scheduler:
+            self._removed_meanwhile.clear()
+            try:
+                blocks = await scan()
+                for start in range(0, len(blocks), INDEX_PART):
+                    part = tuple(pair for pair in blocks[start : start + INDEX_PART] if pair[0] not in self._removed_meanwhile)
+                    await self._send(self._make(added=part))
+                await self._send(self._make(index_complete=True))
+                return
+            except DualPathError as error:
+                log.warning("%s could not tell the scheduler what is stored: %s", self._registration.engine_id, error)
+            except Exception:
+                log.exception("%s could not tell the scheduler what is stored", self._registration.engine_id)
+            await asyncio.sleep(INDEX_PAUSE_S)
 
     async def _report(self) -> None:
         self._wake.clear()

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from deploy.http_api.proxy import CALLBACK, VARIABLE
 from dualpath_ray.models.tiny import make_tiny_model
 from load_tests.faults.driver import VOCABULARY
 from load_tests.faults.job import Answer, Job
@@ -30,6 +31,7 @@ RAY_ENV = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    VARIABLE: CALLBACK,  # what Serve's proxy answers when a replica dies
 }
 NODE_FENCE_S = 25
 # A kernel goes on sending what a dead process left for as long as the other end may be silent, and a little more.

@@ -25,6 +25,8 @@ class Process:
     def __init__(self) -> None:
         self.stored: list[tuple[bytes, bytes]] = []
         self.scan_error: Exception | None = None
+        self.readable = asyncio.Event()
+        self.readable.set()
         self.calls = DirectCalls()
         self.ended = asyncio.Event()
         self.reporter = Reporter(
@@ -41,7 +43,9 @@ class Process:
         error, self.scan_error = self.scan_error, None
         if error is not None:
             raise error
-        return list(self.stored)
+        found = list(self.stored)
+        await self.readable.wait()
+        return found
 
     async def new_scheduler(self) -> None:
         if self.calls.scheduler is not None:
@@ -63,7 +67,8 @@ class Process:
 
 
 @pytest.fixture
-async def process() -> AsyncIterator[Process]:
+async def process(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Process]:
+    monkeypatch.setattr(module, "INDEX_PAUSE_S", 0.01)
     made = Process()
     await made.new_scheduler()
     yield made
@@ -77,7 +82,7 @@ async def test_the_index_goes_out_in_parts(process: Process, monkeypatch: pytest
     process.stored = CHAIN
     process.reporter.start()
     await process.until(lambda: len(process.known) == len(CHAIN))
-    assert [len(m.added) for method, (m,) in process.calls.called if method == "report"][:3] == [2, 2, 1]
+    assert [len(m.added) for method, (m,) in process.calls.called if method == "report" and m.added] == [2, 2, 1]
 
 
 async def test_events_arrive_in_order_and_once(process: Process) -> None:
@@ -119,6 +124,22 @@ async def test_the_index_is_sent_in_spite_of(process: Process, trouble: str) -> 
         setattr(process.calls, f"lose_{trouble}", "register")
     process.reporter.start()
     await process.until(lambda: len(process.known) == len(CHAIN))
+
+
+async def test_storage_that_cannot_be_listed_holds_up_nothing_else(process: Process) -> None:
+    """Least of all may a scheduler be restarted for it. What is removed before the list is there is not in the index."""
+    process.stored = CHAIN
+    process.readable.clear()
+    process.calls.pids[SCHEDULER] = os.getpid()
+    process.reporter.start()
+    process.reporter.finished("a/0")
+    await process.until(lambda: "a/0" in process.heard("finished"))
+    await asyncio.sleep(0.3)
+    process.reporter.index([], [CHAIN[4][0]])
+    assert not process.calls.killed
+    assert not process.known
+    process.readable.set()
+    await process.until(lambda: process.known == {key for key, _ in CHAIN[:4]})
 
 
 async def test_a_new_scheduler_is_told_everything(process: Process) -> None:
