@@ -35,7 +35,7 @@ FEWEST_TOKENS = attrgetter("tokens", "last_chosen", "engine_id")
 class DecodeGroup:
     """Available decode engines that are balanced together, with running sums."""
 
-    __slots__ = ("engines", "free_hbm_tokens", "group_id", "last_chosen", "nodes", "requests", "tokens")
+    __slots__ = ("_most_free", "engines", "free_hbm_tokens", "group_id", "last_chosen", "nodes", "requests", "tokens")
 
     def __init__(self, group_id: str) -> None:
         self.group_id = group_id
@@ -45,16 +45,19 @@ class DecodeGroup:
         self.requests = 0
         self.free_hbm_tokens = 0
         self.last_chosen = 0
+        self._most_free: int | None = None  # None: not known any more
 
     def insert(self, engine: EngineAccount) -> None:
         self.engines[engine.engine_id] = engine
         node_id = engine.node.node_id
         self.nodes[node_id] = self.nodes.get(node_id, 0) + 1
         self.last_chosen = max(self.last_chosen, engine.last_chosen)
+        self._most_free = None
         self.change(engine.tokens, engine.requests, engine.free_hbm_tokens)
 
     def withdraw(self, engine: EngineAccount) -> None:
         del self.engines[engine.engine_id]
+        self._most_free = None
         node_id = engine.node.node_id
         self.nodes[node_id] -= 1
         if not self.nodes[node_id]:
@@ -64,7 +67,15 @@ class DecodeGroup:
     def change(self, tokens: int, requests: int, free_hbm_tokens: int) -> None:
         self.tokens += tokens
         self.requests += requests
-        self.free_hbm_tokens += free_hbm_tokens
+        if free_hbm_tokens:
+            self.free_hbm_tokens += free_hbm_tokens
+            self._most_free = None
+
+    def most_free(self) -> int:
+        """The largest free pool of one engine."""
+        if self._most_free is None:
+            self._most_free = max(engine.free_hbm_tokens for engine in self.engines.values())
+        return self._most_free
 
 
 class DecodeIndex:
@@ -140,6 +151,8 @@ class DecodeIndex:
     def _best_in_group(
         self, group: DecodeGroup, length: int, slots: int, share: int, nodes: dict[str, NodeAccount]
     ) -> EngineAccount | None:
+        if group.most_free() < length:
+            return None
         without_slots = [node_id for node_id in group.nodes if nodes[node_id].free_slots < slots]
         fitting = [engine for engine in group.engines.values() if engine.free_hbm_tokens >= length]
         if without_slots:
@@ -161,7 +174,7 @@ class DecodeIndex:
 
     def _most_memory(self) -> str:
         for group_id, group in self._memory_changed.items():
-            self._by_memory.set(group_id, -max(engine.free_hbm_tokens for engine in group.engines.values()))
+            self._by_memory.set(group_id, -group.most_free())
         self._memory_changed.clear()
         fullest = self._by_memory.peek()
         if fullest is None:
