@@ -9,7 +9,7 @@ from dualpath_ray.errors import ConfigError
 from dualpath_ray.models import gguf_llama, smollm2, tiny
 from dualpath_ray.models.cache import build_directory, cache_dir
 
-TINY_VERSION = 1  # raise when make_tiny_model's output changes, so that older caches are not used
+TINY_VERSION = 2  # raise when make_tiny_model's output changes, so that older caches are not used
 
 
 def resolve_model(spec: str) -> Path:
