@@ -19,7 +19,7 @@ async def _answers(model, path: Path, verify: bool) -> tuple[list[list[int]], li
     """Texts of a few turns, what they should be, and how many pushes were found to be damaged."""
     history: list[int] = []
     texts, expected = [], []
-    async with running_system(model, path, endpoints=EndpointSettings(verify=verify), chunk_tokens=64) as system:
+    async with running_system(model, path, endpoints=EndpointSettings(copy_threads=1, verify=verify), chunk_tokens=64) as system:
         for appended in agent_turns(3, 3):
             history += appended
             expected += [reference(model, history, 40)] * 2
