@@ -49,18 +49,25 @@ class S3Fifo:
 
     def evict(self, pinned: Callable[[bytes], bool] = lambda key: False) -> bytes | None:
         """Choose a key that is not pinned, and forget it. None if all are pinned."""
-        passed = 0  # pinned keys seen in a row: when all of both queues have been, there is nothing to evict
-        while passed < 2 * len(self) + 1 and len(self):
-            from_small = bool(self._small) and (len(self._small) >= self._small_target or not self._main)
-            if passed >= len(self):  # one queue is all pinned: look at the other one
-                from_small = bool(self._small) and not (from_small and self._main)
+        passed = {True: 0, False: 0}  # pinned keys seen in a row, of the small queue and of the main one
+
+        def spent(small: bool) -> bool:
+            return passed[small] >= len(self._small if small else self._main)
+
+        while not (spent(True) and spent(False)):
+            from_small = len(self._small) >= self._small_target or not self._main
+            if spent(from_small):
+                from_small = not from_small
             queue = self._small if from_small else self._main
             key, uses = queue.popitem(last=False)
             if pinned(key):
                 queue[key] = uses
-                passed += 1
-            elif from_small and uses >= self._promote_uses:
+                passed[from_small] += 1
+                continue
+            passed[from_small] = 0
+            if from_small and uses >= self._promote_uses:
                 self._main[key] = 0
+                passed[False] = 0
             elif not from_small and uses:
                 queue[key] = uses - 1
             else:

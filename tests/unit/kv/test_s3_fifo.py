@@ -49,6 +49,21 @@ def test_pinned_keys_are_passed_over() -> None:
     assert len(order) == 3
 
 
+@given(st.integers(2, 100), st.integers(1, 100), st.booleans(), st.integers(0, 3), st.data())
+def test_the_only_key_that_is_not_pinned_is_found(count: int, capacity: int, used: bool, uses: int, data: st.DataObject) -> None:
+    """However often it was used, and however many pinned ones have to be passed over each time round."""
+    order = S3Fifo(capacity)
+    fill(order, range(count))
+    if used:  # all but the last of the small queue move to the main one
+        for number in range(count):
+            order.touch(key(number))
+        order.evict()
+    free = key(data.draw(st.sampled_from([number for number in range(count) if key(number) in order])))
+    for _ in range(uses):
+        order.touch(free)
+    assert order.evict(lambda candidate: candidate != free) == free
+
+
 @given(st.lists(st.tuples(st.sampled_from(["add", "touch", "evict", "discard"]), st.integers(0, 15), st.sets(st.integers(0, 15)))))
 def test_it_holds_exactly_what_was_added_and_did_not_leave(steps: list[tuple[str, int, set[int]]]) -> None:
     order, held = S3Fifo(8), set[bytes]()
