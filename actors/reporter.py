@@ -96,7 +96,8 @@ class Reporter:
         """Blocks became durable, or must not be used any more."""
         self._added += added
         self._removed += removed
-        self._removed_meanwhile.update(removed)
+        if self._indexing is not None and not self._indexing.done():
+            self._removed_meanwhile.update(removed)
         self._wake.set()
 
     async def told(self, timeout_s: float) -> bool:
