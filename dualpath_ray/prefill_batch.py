@@ -13,8 +13,8 @@ from dualpath_ray.engine.window import LayerWindow
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.messages import PrefillOutcome, PrefillTask
 from dualpath_ray.telemetry import tracing
+from dualpath_ray.transfer.batch_gate import BatchGate
 from dualpath_ray.transfer.feeds import ChunkFeed
-from dualpath_ray.transfer.sink import BatchGate
 
 
 @dataclass(slots=True, eq=False)

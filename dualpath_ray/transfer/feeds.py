@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dualpath_ray.errors import DualPathError
 
 if TYPE_CHECKING:
-    from dualpath_ray.transfer.sink import BatchGate
+    from dualpath_ray.transfer.batch_gate import BatchGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,6 @@ class ChunkFeed:
         self.first_row_block = 0
         self.error: DualPathError | None = None
         self.gate: BatchGate | None = None
-
-    @property
-    def quiet(self) -> bool:
-        """Nothing is written to its rows any more, but for those that a lost source keeps taken."""
-        return all(stream.closed or stream.lost for stream in self.incoming)
 
     @property
     def rows(self) -> range:

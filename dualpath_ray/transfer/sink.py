@@ -22,69 +22,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from dualpath_ray.errors import BlockCorruptError, DeadlineExceededError, DualPathError, StoreError, TransferError
+from dualpath_ray.transfer.batch_gate import BatchGate
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, Incoming, NewKV
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady
 from dualpath_ray.transfer.push import Push
 from dualpath_ray.transfer.window_rows import WindowRows, overlap
 
-
-@dataclass(slots=True)
-class _LayerState:
-    ring_slot: int | None = None
-    landed: int = 0
-    pushes_left: int = 0
-
-
-@dataclass(slots=True)
-class GateTimes:
-    """Seconds per layer spent waiting in `enter`, for the trace; clock readings at the end of each wait and of each layer."""
-
-    waited: list[float] = field(default_factory=list)
-    entered_at: list[float] = field(default_factory=list)
-    left_at: list[float] = field(default_factory=list)
-
-
 REFRESH_S = 1.0  # silence of a source after which it is asked again
-
-
-class BatchGate:
-    """The layer gate of one forward batch; see `dualpath_ray.engine.prefill.LayerGate`. Made by `LayerSink.start_batch`."""
-
-    def __init__(self, sink: LayerSink, feeds: Sequence[ChunkFeed], timeout_s: float) -> None:
-        self._sink = sink
-        self.feeds = tuple(feeds)
-        self.layers = [_LayerState() for _ in range(sink.layers)]
-        self.streams = sum(len(feed.incoming) for feed in feeds)
-        self.granted = 0
-        self.waiting_for: int | None = None  # layer that the engine waits for
-        self.pushing = 0
-        self.error: DualPathError | None = None
-        self.finished = False
-        self.deadline = time.monotonic() + timeout_s
-        self.ring_free: Future[None] = Future()  # done when this batch needs no more ring slots: the next one may be queued
-        self.peak_ring_slots = 0
-        self.times = GateTimes()
-
-    def enter(self, layer: int) -> int:
-        """Block until `layer`'s hit KV is in the window; returns its ring slot. Raises what aborts the batch."""
-        return self._sink.wait_for_layer(self, layer)
-
-    def leave(self, layer: int, before_push: Callable[[], None] | None = None) -> None:
-        """The layer has been computed: push its new KV on, then reuse its memory. `before_push` runs right before the first byte goes."""
-        self._sink.push_new_kv(self, layer, before_push)
-
-    def finish(self, error: DualPathError | None = None) -> Future[None]:
-        """The engine is done with the batch (or gave it up, with `error`).
-
-        The future ends when no byte is under way in either direction, but for what a lost source may still write to rows that stay taken.
-        """
-        return self._sink.finish_batch(self, error)
 
 
 class LayerSink:
@@ -245,7 +194,7 @@ class LayerSink:
         self._endpoint.poke()
         with self._lock:
             gate.waiting_for = layer
-            while gate.error is None and (state.ring_slot is None or state.landed < gate.streams):
+            while gate.error is None and (state.ring_slot is None or not gate.filled(layer)):
                 if not self._lock.wait(timeout=min(1.0, max(0.0, gate.deadline - time.monotonic()))) and time.monotonic() >= gate.deadline:
                     gate.error = DeadlineExceededError(f"hit KV of layer {layer} did not arrive in time")
             gate.waiting_for = None
@@ -286,7 +235,7 @@ class LayerSink:
             gate.error = gate.error or error
             self._ending[gate] = future
             if gate.error:
-                for stream in [stream for feed in gate.feeds for stream in feed.incoming]:
+                for stream in gate.streams:
                     self._close(stream)
             self._end_if_quiet(gate)
         return future
@@ -306,8 +255,8 @@ class LayerSink:
     def _on_landed(self, sender: str, message: LayerLanded) -> None:
         with self._lock:
             stream = self._known(sender, message.stream)
-            if stream is not None:
-                self._landed(stream, message.layer)
+            if stream is not None and stream.feed.gate is not None and message.layer in range(self.layers):
+                stream.landed.add(message.layer)
                 self._lock.notify_all()
 
     def _on_closed(self, sender: str, message: StreamClosed) -> None:
@@ -318,9 +267,8 @@ class LayerSink:
             del self._incoming[stream.number]
             stream.closed = True
             feed, gate = stream.feed, stream.feed.gate
-            if message.error is None and not stream.closing:  # it has ended by itself: all has landed, whether we heard of it or not
-                for layer in range(self.layers):
-                    self._landed(stream, layer)
+            if message.error is None and not stream.closing and gate is not None:  # ended by itself: all has landed, heard of or not
+                stream.landed.update(range(self.layers))
             if message.error is not None:
                 error: DualPathError = StoreError(message.error) if message.store else TransferError(message.error)
                 if message.bad_key is not None:
@@ -369,17 +317,12 @@ class LayerSink:
                 layer, gate.granted = gate.granted, gate.granted + 1
                 ring_slot = self._free_ring.popleft()
                 gate.layers[layer].ring_slot = ring_slot
-                for stream in [stream for feed in gate.feeds for stream in feed.incoming]:
+                for stream in gate.streams:
                     self._credit(stream, layer, ring_slot)
                 gate.peak_ring_slots = max(gate.peak_ring_slots, sum(state.ring_slot is not None for state in gate.layers))
                 self._lock.notify_all()
             if gate.granted == self.layers and not gate.ring_free.done():
                 gate.ring_free.set_result(None)
-
-    def _landed(self, stream: Incoming, layer: int) -> None:
-        if stream.feed.gate is not None and layer not in stream.landed:
-            stream.landed.add(layer)
-            stream.feed.gate.layers[layer].landed += 1
 
     def _credit(self, stream: Incoming, layer: int, ring_slot: int) -> None:
         rows = [stream.feed.first_row_block + block for block in stream.source.blocks] if layer == 0 else None
@@ -388,7 +331,7 @@ class LayerSink:
     def _end_if_quiet(self, gate: BatchGate) -> None:
         """Free what a finished batch still holds once nothing can write to it or read from it."""
         future = self._ending.get(gate)
-        if future is None or gate.pushing or not all(feed.quiet for feed in gate.feeds):
+        if future is None or gate.pushing or not gate.quiet:
             return
         del self._ending[gate]
         for state in gate.layers:

@@ -17,12 +17,13 @@ import pytest
 
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError
 from dualpath_ray.transfer import sink as sink_module
+from dualpath_ray.transfer.batch_gate import BatchGate
 from dualpath_ray.transfer.endpoint import Endpoint
 from dualpath_ray.transfer.endpoint_settings import EndpointSettings
 from dualpath_ray.transfer.feeds import ChunkFeed, HitSource, NewKV
 from dualpath_ray.transfer.memory import Region, allocate
 from dualpath_ray.transfer.messages import CloseStream, Credit, LayerLanded, OpenStream, StreamClosed, StreamReady, WriterDone
-from dualpath_ray.transfer.sink import BatchGate, LayerSink
+from dualpath_ray.transfer.sink import LayerSink
 from dualpath_ray.transfer.source import StreamSource
 
 LAYERS, BLOCK_BYTES, CAPACITY = 5, 512, 24
