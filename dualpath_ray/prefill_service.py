@@ -110,21 +110,16 @@ class PrefillService:
     def unfinished_tokens(self) -> int:
         """Prompt tokens of the unfinished requests that are not computed yet, hits included (paper section 5.1, tok_e).
 
-        More than any engine could have while the window is `cramped`: nothing new shall come here.
+        More than any engine could have while the window is cramped: nothing new shall come here.
         """
         if self._cramped:
             return CRAMPED_TOKENS
         return sum(len(job.task.tokens) - job.computed for job in self._jobs)
 
     @property
-    def _longest_run(self) -> int:
-        """Rows of the window that lie together and may be used, in blocks: all, unless a lost gateway may still write to some."""
-        return max((len(run) for run in self.sink.free_rows()), default=0)
-
-    @property
     def _cramped(self) -> bool:
         """A lost gateway may still write to so much of the window that other engines serve new requests better."""
-        return 2 * self._longest_run < self.capacity_blocks
+        return 2 * _longest(self.sink.free_rows()) < self.capacity_blocks
 
     async def prefill(self, task: PrefillTask) -> PrefillOutcome:
         """Compute a prompt. When this returns, all its new KV is in the decode node's staging, and the gateway has been told so.
@@ -257,7 +252,8 @@ class PrefillService:
 
     def _form_batch(self) -> PrefillBatch | None:
         ready = [job for job in self._jobs if job.prepared and job not in self._in_batch and job.feed.ready.done()]
-        longest = self._longest_run  # who needs more waits for rows that a lost gateway may still write to
+        runs = self.sink.free_rows()
+        longest = _longest(runs)  # who needs more waits for rows that a lost gateway may still write to
         ready = [job for job in ready if self.geometry.blocks_for(len(job.task.tokens)) <= longest]
         if not ready:
             return None
@@ -265,7 +261,6 @@ class PrefillService:
         jobs: list[PrefillJob] = []
         chunks: list[PrefillChunk] = []
         first_rows: list[int] = []
-        runs = self.sink.free_rows()
         for job, size in zip(ready, sizes, strict=False):
             blocks = self.geometry.blocks_for(job.cached + size)
             run = next((index for index, run in enumerate(runs) if len(run) >= blocks), None)
@@ -385,3 +380,8 @@ class PrefillService:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             log.debug("prefill engine %s: the loop is closed", self.engine_id)
+
+
+def _longest(runs: Sequence[range]) -> int:
+    """Rows of the window that lie together and may be used, in blocks: all, unless a lost gateway may still write to some."""
+    return max(map(len, runs), default=0)

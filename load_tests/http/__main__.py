@@ -90,10 +90,9 @@ def _measure(
             click.echo(f"measuring: {name}", err=True)
             document[name] = asyncio.run(work())
 
-    with _serving(settings, engines and "saturation" in parts) as address:
-        urls = {"nothing": f"{address}/nothing", "emulated": f"{address}/emulated"} | (
-            {"engines": address} if engines and "saturation" in parts else {}
-        )
+    compared = engines and "saturation" in parts
+    with _serving(settings, compared) as address:
+        urls = {"nothing": f"{address}/nothing", "emulated": f"{address}/emulated"} | ({"engines": address} if compared else {})
         serve.run(applications.nothing(), name="nothing", route_prefix="/nothing")
         serve.run(applications.emulated(settings, path), name="emulated", route_prefix="/emulated")
         note("saturation", lambda: measure.saturation(urls, model, levels, tokens, seconds))
