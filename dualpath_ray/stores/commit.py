@@ -1,8 +1,11 @@
 """The durable, atomic commit of some blocks to a directory: temporary file, data, fsync, rename, fsync of the directory.
 
 A crash at any point leaves each block either absent or whole. Writers of one key do not exclude each other: the key commits
-to the bytes, so whoever renames last puts the same block in place. Each sync waits for a flush of the device, and flushes asked for
-at the same time are merged by it, so the syncs of a batch run in parallel.
+to the bytes, so whoever renames last puts the same block in place.
+
+What a commit of small blocks waits for is the device: each sync is a flush, and on a file system with a journal a commit of that. Both are
+merged when they are asked for at the same time. So the syncs of a commit run in parallel, and the directories of one are synced
+together with the data of the next, if another one follows.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from dualpath_ray.stores.layout import DirectoryLayout, fsync_directory
 from dualpath_ray.stores.pieces import Piece
 from dualpath_ray.transfer.memory import allocate
 
-SYNC_THREADS = 8
+SYNC_THREADS = 32  # they wait for the device, all at once
 ADVICE = {
     errno.ENOSPC: "free space on the file system",
     errno.EDQUOT: "raise the quota or free space",
@@ -46,6 +49,17 @@ def store_error(action: str, error: OSError | EOFError) -> StoreError:
 
 
 @dataclass(slots=True, eq=False)
+class Commit:
+    """Blocks that have got their names. `outcomes` has one per block: None when it is durable, provided that this commit has been
+    finished, else a StoreError. `existing` numbers those that were there before.
+    """
+
+    outcomes: list[Exception | None]
+    existing: set[int] = field(default_factory=set)
+    unsynced: dict[Path, list[int]] = field(default_factory=dict)  # directories and, by number, the blocks that were named in them
+
+
+@dataclass(slots=True, eq=False)
 class _Draft:
     """A block being written."""
 
@@ -59,7 +73,7 @@ class _Draft:
 class Committer:
     """Writes blocks under their names, at most `max_blocks` in a commit and `max_commits` at once.
 
-    `on_step` is called after each step of a commit with the step's name (tests kill the process there).
+    `on_step` is called after each step with the step's name (tests kill the process there); after the sync of data, once per block.
     """
 
     def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO, max_blocks: int, max_commits: int) -> None:
@@ -75,31 +89,35 @@ class Committer:
         self._syncers = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="store-sync")
         self.on_step: Callable[[str], None] | None = None
 
-    def commit(self, blocks: Sequence[BlockBuffer]) -> tuple[list[Exception | None], int]:
-        """One outcome per block: None when it is durable, else a StoreError; and how many of them were there before."""
-        outcomes: list[Exception | None] = [None] * len(blocks)
+    def commit(self, blocks: Sequence[BlockBuffer], before: Commit | None = None) -> Commit:
+        """Write blocks and give them their names; `finish` makes the names durable. Commit `before` is finished on the way."""
+        commit = Commit([None] * len(blocks))
         headers = self._headers.get()
         try:
-            return outcomes, self._commit(blocks, outcomes, headers)
+            drafts = self._create(blocks, commit, headers)
+            self._step("created")
+            files = self._file_io.adopt([draft.fd for draft in drafts], self._format.file_bytes)
+            try:
+                drafts = self._write(drafts, commit.outcomes)
+                self._step("written")
+                end_syncs = self._sync_directories(before) if before is not None else None
+                drafts = self._each(drafts, commit.outcomes, self._sync_and_rename)
+                self._step("renamed")
+                if end_syncs is not None:
+                    end_syncs()
+            finally:
+                self._file_io.release(files)
         finally:
             self._headers.put(headers)
+        for draft in drafts:
+            commit.unsynced.setdefault(draft.temporary.parent, []).append(draft.index)
+        return commit
 
-    def _commit(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None], headers: Bytes) -> int:
-        drafts, existing = self._create(blocks, outcomes, headers)
-        self._step("created")
-        files = self._file_io.adopt([draft.fd for draft in drafts], self._format.file_bytes)
-        try:
-            drafts = self._write(drafts, outcomes)
-            self._step("written")
-            drafts = self._each(drafts, outcomes, lambda draft: os.fdatasync(draft.fd))
-            self._step("synced")
-            drafts = self._each(drafts, outcomes, lambda draft: os.rename(draft.temporary, self._layout.path(draft.block.key)))
-            self._step("renamed")
-            self._sync_directories(drafts, outcomes)
+    def finish(self, commit: Commit) -> None:
+        """Make the names of a commit durable, unless they are. Blocks whose directory cannot be synced get an outcome that says so."""
+        if commit.unsynced:
+            self._sync_directories(commit)()
             self._step("directories synced")
-        finally:
-            self._file_io.release(files)
-        return existing
 
     def holds(self, block: BlockBuffer) -> bool:
         """Whether a sound file of that block is in place already (its header is checked, its data is not). It counts as used then, so
@@ -117,13 +135,14 @@ class Committer:
     def close(self) -> None:
         self._syncers.shutdown()
 
-    def _create(self, blocks: Sequence[BlockBuffer], outcomes: list[Exception | None], headers: Bytes) -> tuple[list[_Draft], int]:
-        size = self._format.header_bytes
+    def _create(self, blocks: Sequence[BlockBuffer], commit: Commit, headers: Bytes) -> list[_Draft]:
+        size, outcomes = self._format.header_bytes, commit.outcomes
         drafts: list[_Draft] = []
-        existing = 0
         for index, block in enumerate(blocks):
             if self.holds(block):
-                existing += 1
+                commit.existing.add(index)
+                # Whoever put it there may not have synced its name yet.
+                commit.unsynced.setdefault(self._layout.path(block.key).parent, []).append(index)
                 continue
             header = self._format.encode(block.key, block.parent, self._format.checksums(block.data))
             headers[index] = np.frombuffer(header, dtype=np.uint8)
@@ -141,7 +160,7 @@ class Committer:
             elif fd >= 0:
                 os.close(fd)
                 self._discard(temporary)
-        return drafts, existing
+        return drafts
 
     def _open(self, block: BlockBuffer, temporary: Path) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -174,19 +193,25 @@ class Committer:
 
         return [draft for draft, done in zip(drafts, self._syncers.map(attempt, drafts), strict=True) if done]
 
-    def _sync_directories(self, drafts: list[_Draft], outcomes: list[Exception | None]) -> None:
-        by_folder: dict[Path, list[_Draft]] = {}
-        for draft in drafts:
-            by_folder.setdefault(draft.temporary.parent, []).append(draft)
+    def _sync_and_rename(self, draft: _Draft) -> None:
+        os.fdatasync(draft.fd)
+        self._step("synced")
+        os.rename(draft.temporary, self._layout.path(draft.block.key))
 
-        def attempt(folder: Path) -> None:
-            try:
-                fsync_directory(folder)
-            except OSError as error:
-                for draft in by_folder[folder]:
-                    outcomes[draft.index] = store_error(f"making block {draft.block.key.hex()} durable in {folder}", error)
+    def _sync_directories(self, commit: Commit) -> Callable[[], None]:
+        """Begin to sync the directories of a commit; what is returned waits until that has ended."""
+        syncs = {folder: self._syncers.submit(fsync_directory, folder) for folder in commit.unsynced}
 
-        list(self._syncers.map(attempt, by_folder))
+        def end() -> None:
+            for folder, sync in syncs.items():
+                try:
+                    sync.result()
+                except OSError as error:
+                    for index in commit.unsynced[folder]:
+                        commit.outcomes[index] = store_error(f"making a block durable in {folder}", error)
+            commit.unsynced.clear()
+
+        return end
 
     def _discard(self, temporary: Path) -> None:
         with contextlib.suppress(OSError):

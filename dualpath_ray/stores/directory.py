@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,7 @@ from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
 from dualpath_ray.stores.budget import Budget
-from dualpath_ray.stores.commit import Committer, store_error
+from dualpath_ray.stores.commit import Commit, Committer, store_error
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.directory_inventory import DirectoryInventory
 from dualpath_ray.stores.directory_reader import DirectoryReader
@@ -68,6 +70,15 @@ class DirectorySettings:
 
 
 class DirectoryStore:
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Blocks to be written in one commit. `done` is called once, when `commit` has been finished."""
+
+    blocks: Sequence[BlockBuffer]
+    done: Callable[[list[Exception | None]], None]
+    commit: Commit = field(default_factory=lambda: Commit([]))
+
+
     """A BlockStore. `open` may use the buffers it is given as scratch; futures it returns cannot be cancelled.
 
     Raises ConfigError when the directory cannot be used, StoreError when no way of file I/O works there.
@@ -89,7 +100,8 @@ class DirectoryStore:
         self._lock = threading.Lock()
         self._no_reads = threading.Event()
         self._no_reads.set()
-        self._queued_reads = self._queued_writes = self._open_files = 0
+        self._queued_reads = self._queued_writes = self._open_files = self._writing = 0
+        self._batches: deque[_Batch] = deque()
         self._max_open_files = _allow_open_files(self.settings.max_open_files)
         self._open_readers: set[DirectoryReader] = set()
         self._closed = False
@@ -240,21 +252,21 @@ class DirectoryStore:
         future: Future[list[Exception | None]] = Future()
         future.set_running_or_notify_cancel()
         per_batch = self._write_batch
-        batches = [blocks[start : start + per_batch] for start in range(0, len(blocks), per_batch)]
-        outcomes: list[list[Exception | None]] = [[] for _ in batches]
-        left = len(batches)
-        if not batches:
+        parts = [blocks[start : start + per_batch] for start in range(0, len(blocks), per_batch)]
+        outcomes: list[list[Exception | None]] = [[] for _ in parts]
+        left = len(parts)
+        if not parts:
             future.set_result([])
 
-        def run(number: int) -> None:
+        def done(number: int, results: list[Exception | None]) -> None:
             nonlocal left
-            outcomes[number] = self._commit(batches[number])
+            outcomes[number] = results
             with self._lock:
-                self._queued_writes -= len(batches[number])
+                self._queued_writes -= len(results)
                 left -= 1
                 last = not left
             if last:
-                future.set_result([outcome for batch in outcomes for outcome in batch])
+                future.set_result([outcome for part in outcomes for outcome in part])
 
         with self._lock:
             if self._closed:
@@ -267,25 +279,48 @@ class DirectoryStore:
                 future.set_exception(StoreError(f"{self._layout.root} holds all of storage.capacity_bytes; older blocks are being removed"))
             else:
                 self._queued_writes += len(blocks)
-                for number in range(len(batches)):
-                    self._writers.submit(run, number)
+                self._batches.extend(_Batch(part, functools.partial(done, number)) for number, part in enumerate(parts))
+                for _ in range(min(len(self._batches), self.settings.write_threads - self._writing)):
+                    self._writing += 1
+                    self._writers.submit(self._write_batches)
         return future
 
-    def _commit(self, batch: Sequence[BlockBuffer]) -> list[Exception | None]:
-        self._no_reads.wait(self.settings.write_yield_s)
-        try:
+    def _write_batches(self) -> None:
+        """On a writing thread: one batch after the other while there are any, each finished together with the next."""
+        before: _Batch | None = None
+        while True:
+            with self._lock:
+                batch = self._batches.popleft() if self._batches else None
+                if batch is None and before is None:
+                    self._writing -= 1
+                    return
+            if batch is not None:
+                self._no_reads.wait(self.settings.write_yield_s)
             with self.counters.busy("write_seconds"):
-                outcomes, existing = self._committer.commit(batch)
+                if batch is not None:
+                    self._commit(batch, before)
+                if before is not None:
+                    self._committer.finish(before.commit)
+            if before is not None:
+                self._account(before)
+            before = batch
+
+    def _commit(self, batch: _Batch, before: _Batch | None) -> None:
+        try:
+            batch.commit = self._committer.commit(batch.blocks, before.commit if before is not None else None)
         except Exception as error:
             log.exception("a commit of the block store failed")
-            outcomes, existing = [StoreError(f"writing blocks failed: {error!r}")] * len(batch), 0
-        written = sum(outcome is None for outcome in outcomes) - existing
-        self.budget.give_back((len(batch) - written) * self.format.file_bytes)
+            batch.commit = Commit([StoreError(f"writing blocks failed: {error!r}")] * len(batch.blocks))
+
+    def _account(self, batch: _Batch) -> None:
+        outcomes, existing = batch.commit.outcomes, batch.commit.existing
+        written = sum(outcome is None and number not in existing for number, outcome in enumerate(outcomes))
+        self.budget.give_back((len(outcomes) - written) * self.format.file_bytes)
         self.counters.add("written_blocks", written)
         self.counters.add("written_bytes", written * self.format.payload_bytes)
-        self.counters.add("existing_blocks", existing)
+        self.counters.add("existing_blocks", len(existing))
         self.counters.add("failed_writes", sum(outcome is not None for outcome in outcomes))
-        return outcomes
+        batch.done(outcomes)
 
     # ---- the rest
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dualpath_ray.errors import StoreError
 from dualpath_ray.stores import commit, layout
 from dualpath_ray.transfer.memory import PAGE_BYTES, allocate, round_up
 from tests.unit.stores.conftest import PAGED, OpenStore, emptied, make_blocks, temporaries
@@ -189,3 +192,60 @@ def test_headers_go_out_with_the_data_and_wait_behind_nothing(open_store: OpenSt
     assert store.write(blocks).result() == [None] * 10
     assert alone == []
     assert {stored.key for stored in store.scan()} == {block.key for block in blocks}
+
+
+def test_a_batch_is_acknowledged_when_its_directories_are_synced(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one batch are synced together with the data of the next; a block that was there before is held to the same."""
+    events: list[str] = []
+    real_datasync, real_sync = os.fdatasync, os.fsync
+
+    def datasync(fd: int) -> None:
+        real_datasync(fd)
+        events.append("data")
+
+    def sync(fd: int) -> None:
+        real_sync(fd)
+        events.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), tmp_path / "store"))
+
+    store = open_store(write_threads=1, batch_bytes=PAGED.full_block_bytes, write_yield_s=30.0)
+    blocks = make_blocks(PAGED, 3)
+    for block in blocks:
+        store._layout.make_shard(block.key)
+    monkeypatch.setattr(commit.os, "fdatasync", datasync)
+    monkeypatch.setattr(layout.os, "fsync", sync)
+    gate = threading.Event()
+    store.submit_reads([gate.wait])
+    writes = [store.write([block]) for block in [*blocks, blocks[0]]]
+    for number, write in enumerate(writes):
+        write.add_done_callback(lambda _, number=number: events.append(f"done {number}"))  # type: ignore[misc]
+    gate.set()
+    assert [write.result(30) for write in writes] == [[None]] * 4
+    folders = [block.key[:1].hex() for block in blocks]
+    for number, folder in enumerate([*folders, folders[0]]):
+        done = events.index(f"done {number}")
+        assert folder in events[:done]
+        assert events[:done].count("data") == min(number + 2, 3), "the next batch's data was written meanwhile"
+    assert events.count(folders[0]) == 2
+
+
+def test_a_directory_that_cannot_be_synced_fails_its_blocks(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(write_threads=1, batch_bytes=2 * PAGED.full_block_bytes)
+    blocks = make_blocks(PAGED, 4)
+    for block in blocks:
+        store._layout.make_shard(block.key)
+    real, bad = commit.fsync_directory, blocks[1].key[:1].hex()
+
+    def failing(folder: Path) -> None:
+        if folder.name == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(folder)
+
+    monkeypatch.setattr(commit, "fsync_directory", failing)
+    for _ in range(2):  # the second time they are there already
+        outcomes = store.write(blocks).result()
+        assert [type(outcome) for outcome in outcomes] == [type(None), StoreError, type(None), type(None)]
+        assert "check the device" in str(outcomes[1])
+    stats = store.stats()
+    assert (stats["written_blocks"], stats["existing_blocks"], stats["failed_writes"]) == (3, 4, 2)
