@@ -40,7 +40,9 @@ class BlockBuffer:
 
 
 class BlockReader(Protocol):
-    """An open read of some blocks whose headers have been checked (key, parent, geometry, fingerprint, version)."""
+    """An open read of some blocks. No layer of a block is delivered before its header has been checked (key, parent, geometry, fingerprint,
+    version).
+    """
 
     def read(self, first_layer: int, stop_layer: int) -> Future[None]:
         """Read layers `[first_layer, stop_layer)` of all the blocks into their buffers and verify their checksums.

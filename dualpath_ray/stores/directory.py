@@ -11,11 +11,12 @@ import errno
 import functools
 import logging
 import os
+import queue
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,20 +25,20 @@ from typing import Literal
 from dualpath_ray.errors import BlockCorruptError, BlockMissingError, ConfigError, DualPathError, OverloadedError, StoreError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.stores.base import BlockBuffer, BlockReader, Bytes, StoredBlock
-from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
+from dualpath_ray.stores.block_format import BlockFormat
 from dualpath_ray.stores.budget import Budget
 from dualpath_ray.stores.commit import Commit, Committer, store_error
 from dualpath_ray.stores.counters import Counters
 from dualpath_ray.stores.directory_inventory import DirectoryInventory
 from dualpath_ray.stores.directory_reader import DirectoryReader
-from dualpath_ray.stores.file_io import Choice, FileIO, PieceError, choose
+from dualpath_ray.stores.file_io import Choice, FileIO, choose
 from dualpath_ray.stores.layout import DirectoryLayout
-from dualpath_ray.stores.pieces import Piece
 from dualpath_ray.stores.scan import Scan
 from dualpath_ray.transfer.memory import PAGE_BYTES, allocate
 
 log = logging.getLogger(__name__)
 
+MAX_READ_BATCH = 64  # blocks
 COUNTERS = (
     "read_bytes", "read_seconds", "verify_seconds", "written_bytes", "write_seconds", "written_blocks", "existing_blocks",
     "failed_writes", "missing_blocks", "corrupt_blocks", "quarantined_files", "read_errors", "foreign_files", "damaged_files",
@@ -69,7 +70,6 @@ class DirectorySettings:
     use_resolution_s: float = 60.0
 
 
-class DirectoryStore:
 @dataclass(slots=True, eq=False)
 class _Batch:
     """Blocks to be written in one commit. `done` is called once, when `commit` has been finished."""
@@ -79,7 +79,8 @@ class _Batch:
     commit: Commit = field(default_factory=lambda: Commit([]))
 
 
-    """A BlockStore. `open` may use the buffers it is given as scratch; futures it returns cannot be cancelled.
+class DirectoryStore:
+    """A BlockStore. Futures it returns cannot be cancelled.
 
     Raises ConfigError when the directory cannot be used, StoreError when no way of file I/O works there.
     """
@@ -94,6 +95,12 @@ class _Batch:
         self.file_io = choose(path, self.settings.io, self.settings.direct)
         self._write_io = FileIO(self.file_io.engine, self.file_io.direct)
         self._write_batch = max(1, self.batch_bytes // self.format.payload_bytes)
+        self.read_batch = min(MAX_READ_BATCH, max(1, self.batch_bytes * self.layer_groups() // self.format.payload_bytes))
+        pages = allocate(self.settings.read_threads * self.read_batch * self.format.header_bytes)
+        self.file_io.register(pages)
+        self.header_pages: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
+        for each in pages.reshape(self.settings.read_threads, self.read_batch, self.format.header_bytes):
+            self.header_pages.put(each)
         self._committer = Committer(self.format, self._layout, self._write_io, self._write_batch, self.settings.write_threads)
         self._readers = ThreadPoolExecutor(self.settings.read_threads, thread_name_prefix="store-read")
         self._writers = ThreadPoolExecutor(self.settings.write_threads, thread_name_prefix="store-write")
@@ -153,47 +160,25 @@ class _Batch:
         return future
 
     def _open(self, blocks: Sequence[BlockBuffer]) -> DirectoryReader:
-        files = self.file_io.adopt(self._open_fds(blocks), self.format.file_bytes)
-        try:
-            reader = DirectoryReader(self, blocks, self._read_headers(blocks, files.fds), files)
-        except BaseException:
-            self.file_io.release(files)
-            raise
+        reader = DirectoryReader(self, blocks, self.file_io.adopt(self._open_fds(blocks), self.format.file_bytes))
         with self._lock:
             self._open_readers.add(reader)
         return reader
 
     def _open_fds(self, blocks: Sequence[BlockBuffer]) -> list[int]:
         fds: list[int] = []
+        noted_enough = time.time() - self.settings.use_resolution_s
         try:
             for block in blocks:
                 fds.append(self.file_io.open(self._layout.path(block.key), os.O_RDONLY))
+                if os.fstat(fds[-1]).st_mtime < noted_enough:
+                    with contextlib.suppress(OSError):  # a read-only store is still a store
+                        os.utime(fds[-1])
         except OSError as error:
             for fd in fds:
                 os.close(fd)
             raise self.block_failed(block, -1, error) from error
         return fds
-
-    def _read_headers(self, blocks: Sequence[BlockBuffer], fds: list[int]) -> list[BlockHeader]:
-        """Headers land in the blocks' own buffers, which are registered and about to be overwritten anyway."""
-        size = self.format.header_bytes
-        pages = [block.data[:size] if self.format.payload_bytes >= size else allocate(size) for block in blocks]
-        try:
-            self.file_io.move("READ", [Piece(fd, 0, page) for fd, page in zip(fds, pages, strict=True)])
-        except PieceError as error:
-            raise self.block_failed(blocks[error.index], fds[error.index], error.cause) from error
-        headers = []
-        noted_enough = time.time() - self.settings.use_resolution_s
-        for block, fd, page in zip(blocks, fds, pages, strict=True):
-            try:
-                status = os.fstat(fd)
-                headers.append(self.format.check(page.tobytes(), status.st_size, block.key, block.parent))
-            except BlockCorruptError as error:
-                raise self.block_failed(block, fd, error) from None
-            if status.st_mtime < noted_enough:
-                with contextlib.suppress(OSError):  # a read-only store is still a store
-                    os.utime(fd)
-        return headers
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:

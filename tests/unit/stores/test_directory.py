@@ -199,7 +199,7 @@ def test_wrong_parent_is_refused(open_store: OpenStore) -> None:
     blocks = make_blocks(PAGED, 1)
     store.write(blocks).result()
     with pytest.raises(BlockCorruptError, match="parent"):
-        store.open([BlockBuffer(blocks[0].key, bytes(16), blocks[0].data)]).result()
+        read_all(store, [BlockBuffer(blocks[0].key, bytes(16), blocks[0].data)])
 
 
 @pytest.mark.parametrize(("io", "direct"), WAYS)
@@ -239,7 +239,7 @@ def test_truncated_files_are_found(open_store: OpenStore, tmp_path: Path, io: st
     store.write(blocks).result()
     os.truncate(block_path(tmp_path / "store", blocks[1].key), length)
     with pytest.raises(BlockCorruptError, match="truncated") as caught:
-        store.open(blocks).result()
+        read_all(store, blocks)
     assert caught.value.key == blocks[1].key
 
 
@@ -301,7 +301,7 @@ def test_quarantine_is_bounded(open_store: OpenStore, tmp_path: Path, monkeypatc
     for block in blocks:
         os.truncate(block_path(tmp_path / "store", block.key), 100)
         with pytest.raises(BlockCorruptError):
-            store.open([block]).result()
+            read_all(store, [block])
     assert len(list((tmp_path / "store" / "quarantine").iterdir())) == 2
     assert list(store.scan()) == []
 
