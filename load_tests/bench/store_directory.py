@@ -18,6 +18,7 @@ from typing import Any, Literal
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
 from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
+from load_tests.bench.checksum_cost import MORE_PAIRS, ChecksumCost, Cost, costed
 
 THREADS = 2
 ENGINES = {"nixl-uring": "io_uring", "nixl-aio": "libaio", "plain": "psync"}
@@ -45,16 +46,19 @@ def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, 
     store.register(case.arena)
     checked, unchecked = store.format, Unchecked(case.geometry, FINGERPRINT)
     direct, fio = store.file_io.direct, has_fio()
+    checksums = ChecksumCost(case.arena.nbytes)
     seconds: dict[str, list[float]] = {}
     theirs: dict[str, Any] = {}
 
-    def read(name: str, format: Any) -> None:
+    def read(verify: bool) -> Cost:
         case.forget()
         if not direct:
             drop_caches(folder)
-        store.format = format
-        seconds.setdefault(name, []).append(timed(lambda: load_requests(store, case)))
+        store.format = checked if verify else unchecked
+        cost = costed(lambda: load_requests(store, case))
         case.check()
+        seconds.setdefault("read" if verify else "read_unchecked", []).append(cost.seconds)
+        return cost
 
     def write() -> None:
         for block in case.blocks:
@@ -70,11 +74,11 @@ def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, 
     with contextlib.closing(store):
         for number in range(rounds):
             writes: list[Callable[[], None]] = [write, lambda: run_fio("write")]
-            reads: list[Callable[[], None]] = [
-                lambda: read("read", checked), lambda: run_fio("read"), lambda: read("read_unchecked", unchecked)
-            ]  # fmt: skip
+            reads: list[Callable[[], None]] = [lambda: checksums.measure(read), lambda: run_fio("read")]
             for step in (*writes, *reads) if number % 2 == 0 else (*reversed(writes), *reversed(reads)):
                 step()
+            for _ in range(MORE_PAIRS):
+                checksums.measure(read)
             tick()
         store.format = checked
         own = latencies(lambda i: load(store, case.blocks[i : i + 1], case.geometry.layers), case)
@@ -82,8 +86,9 @@ def measure(case: Case, settings: DirectorySettings, folder: Path, rounds: int, 
     figures: dict[str, Any] = {"block_bytes": case.block_bytes, "depth": case.depth, "blocks": len(case.blocks), "io": way}
     figures |= {f"{name}_gbps": rate(case, values) for name, values in seconds.items()}
     for operation in ("read", "write"):
-        figures[f"vs_fio_{operation}"] = ratio(seconds[f"fio_{operation}"], seconds[operation]) if fio else None
-    figures["checksum_cost"] = 1 - 1 / max(1e-9, ratio(seconds["read"], seconds["read_unchecked"]))
+        ours = seconds[operation] if operation == "write" else seconds[operation][:: 1 + MORE_PAIRS]
+        figures[f"vs_fio_{operation}"] = ratio(seconds[f"fio_{operation}"], ours) if fio else None
+    figures |= checksums.figures()
     figures["load_p50_ms"], figures["load_p99_ms"] = percentile(own, 0.5) * 1e3, percentile(own, 0.99) * 1e3
     figures["fio_read_p99_ms"] = theirs["read"]["clat_ns"]["percentile"]["99.000000"] / 1e6 if fio else None
     return figures

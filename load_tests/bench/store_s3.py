@@ -22,6 +22,7 @@ import numpy as np
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.s3 import S3Settings, S3Store, connect, load_client
 from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
+from load_tests.bench.checksum_cost import MORE_PAIRS, ChecksumCost, Cost, costed
 from load_tests.testbed.interruptible import interruptible
 from load_tests.testbed.storage_server import weed
 
@@ -43,6 +44,7 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
     client, bucket = load_client(), connect(settings)
     checked, unchecked = store.format, Unchecked(case.geometry, FINGERPRINT)
     paths = [f"{settings.prefix}/plain/{number}" for number in range(len(case.blocks))]
+    checksums = ChecksumCost(case.arena.nbytes)
     seconds: dict[str, list[float]] = {}
     pool = ThreadPoolExecutor(case.depth)
 
@@ -62,9 +64,13 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
         if check:
             case.check()
 
-    def read(name: str, format: Any) -> None:
-        store.format = format
-        note(name, lambda: load_requests(store, case), check=True)
+    def read(verify: bool) -> Cost:
+        case.forget()
+        store.format = checked if verify else unchecked
+        cost = costed(lambda: load_requests(store, case))
+        case.check()
+        seconds.setdefault("read" if verify else "read_unchecked", []).append(cost.seconds)
+        return cost
 
     def write() -> None:
         for block in case.blocks:
@@ -75,12 +81,13 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
         for number in range(rounds):
             writes: list[Callable[[], None]] = [write, lambda: note("plain_write", lambda: each(put))]
             reads: list[Callable[[], None]] = [
-                lambda: read("read", checked),
+                lambda: checksums.measure(read),
                 lambda: note("plain_read", lambda: each(get), check=True),
-                lambda: read("read_unchecked", unchecked),
             ]
             for step in (*writes, *reads) if number % 2 == 0 else (*reversed(writes), *reversed(reads)):
                 step()
+            for _ in range(MORE_PAIRS):
+                checksums.measure(read)
             tick()
         store.format = checked
         own = latencies(lambda i: load(store, case.blocks[i : i + 1], case.geometry.layers), case)
@@ -92,9 +99,9 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
             client.delete(bucket, [entry["path"] for page in client.list(bucket, prefix=f"{settings.prefix}/") for entry in page])
     figures: dict[str, Any] = {"block_bytes": case.block_bytes, "depth": case.depth, "blocks": len(case.blocks), "io": "obstore"}
     figures |= {f"{name}_gbps": rate(case, values) for name, values in seconds.items()}
-    figures["vs_plain_read"] = ratio(seconds["plain_read"], seconds["read"])
+    figures["vs_plain_read"] = ratio(seconds["plain_read"], seconds["read"][:: 1 + MORE_PAIRS])
     figures["vs_plain_write"] = ratio(seconds["plain_write"], seconds["write"])
-    figures["checksum_cost"] = 1 - 1 / max(1e-9, ratio(seconds["read"], seconds["read_unchecked"]))
+    figures |= checksums.figures()
     figures |= {"load_p50_ms": percentile(own, 0.5) * 1e3, "load_p99_ms": percentile(own, 0.99) * 1e3}
     return figures | {"plain_read_p99_ms": percentile(plain, 0.99) * 1e3}
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from load_tests.bench import store, store_directory
+from load_tests.bench.checksum_cost import ChecksumCost, Cost
 
 SMALL = ("--block-kib", "256", "--total-mib", "1", "--rounds", "1", "--depth", "2")
 
@@ -32,6 +33,8 @@ def test_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fio: bool) -
     assert (figures["vs_fio_read"] is not None) == fio
     (case,) = figures["cases"]
     assert (case["block_bytes"], case["blocks"], case["depth"]) == (256 << 10, 4, 2)
+    first, third = case["checksum_cost_quartiles"]
+    assert first <= case["checksum_cost"] <= third and case["checksum_cost_pairs"] == 3
     assert case["read_gbps"] > 0 and case["load_p99_ms"] >= case["load_p50_ms"] > 0
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
@@ -77,3 +80,23 @@ def test_an_s3_service_of_its_own_ends_with_it(tmp_path: Path) -> None:
         for process in (bench, *service):
             if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
                 process.kill()
+
+
+def test_the_cost_of_checksums_is_that_of_pairs() -> None:
+    """Noise that hits both reads of a pair, however large, leaves the difference alone, and so does the order of the two."""
+    noise = iter([1.0, 1.0, 50.0, 50.0, 3.0, 3.0, 7.0, 7.0])
+    order: list[bool] = []
+
+    def read(verify: bool) -> Cost:
+        order.append(verify)
+        return Cost(next(noise) * (1.25 if verify else 1.0), 0.5 if verify else 0.4)
+
+    checksums = ChecksumCost(nbytes=2 * 10**9)
+    for _ in range(4):
+        checksums.measure(read)
+    assert order == [True, False, False, True] * 2
+    figures = checksums.figures()
+    assert figures["checksum_cost"] == pytest.approx(0.2)
+    assert figures["checksum_cost_quartiles"] == pytest.approx([0.2, 0.2])
+    assert figures["checksum_cpu_s_per_gb"] == pytest.approx(0.05)
+    assert figures["read_cpu_s_per_gb"] == pytest.approx(0.25)
