@@ -131,12 +131,14 @@ class ClusterClient:
                     try:
                         async with aclosing(self._attempt(attempt, epoch, facts, suspect, use_stored)) as deltas:
                             async for delta in deltas:
-                                first_at = first_at or time.monotonic()
+                                if not first_at:
+                                    first_at = time.monotonic()
+                                    self._metrics.ttft.observe(first_at - started, _exemplar(span.trace_id()))
                                 emitted += delta.tokens
                                 yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
                                 if delta.finish_reason is not None:
                                     outcome = delta.finish_reason
-                                    self._count(request, delta.usage, emitted, started, first_at, span.trace_id())
+                                    self._count(delta.usage, len(emitted), started, first_at, span.trace_id())
                                     return
                         raise DualPathError(f"the stream of request {request.request_id} ended early")
                     except DualPathError as error:
@@ -157,6 +159,9 @@ class ClusterClient:
         finally:
             self._metrics.requests_active.dec()
             self._metrics.requests.labels(outcome=outcome).inc()
+            if emitted:  # also where the client left, as the HTTP layer does at a stop string
+                self._metrics.tokens.labels(kind="prompt").inc(len(request.tokens))
+                self._metrics.tokens.labels(kind="generated").inc(len(emitted))
 
     async def _attempt(
         self, request: GenerationRequest, epoch: int, facts: ModelFacts, suspect: str, use_stored: bool
@@ -190,17 +195,12 @@ class ClusterClient:
             if not finished:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
 
-    def _count(
-        self, request: GenerationRequest, usage: GenerationUsage | None, emitted: list[int], started: float, first_at: float, trace: str
-    ) -> None:
+    def _count(self, usage: GenerationUsage | None, emitted: int, started: float, first_at: float, trace: str) -> None:
         metrics = self._metrics
         now, ttft = time.monotonic(), first_at - started
-        exemplar = {"trace_id": trace} if trace else None
-        metrics.ttft.observe(ttft, exemplar)
-        if len(emitted) > 1:
-            metrics.tpot.observe((now - first_at) / (len(emitted) - 1), exemplar)
-        metrics.tokens.labels(kind="prompt").inc(len(request.tokens))
-        metrics.tokens.labels(kind="generated").inc(len(emitted))
+        exemplar = _exemplar(trace)
+        if emitted > 1:
+            metrics.tpot.observe((now - first_at) / (emitted - 1), exemplar)
         if usage is not None:
             metrics.tokens.labels(kind="cached").inc(usage.cached_tokens)
             metrics.tokens.labels(kind="computed").inc(usage.computed_tokens)
@@ -218,6 +218,10 @@ class ClusterClient:
         """End `publish_metrics`; there is nothing else to give back."""
         if self._publishing is not None:
             self._publishing.cancel()
+
+
+def _exemplar(trace: str) -> dict[str, str] | None:
+    return {"trace_id": trace} if trace else None
 
 
 def _attributes(request: GenerationRequest) -> dict[str, str | int | float]:

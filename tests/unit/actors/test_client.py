@@ -59,3 +59,15 @@ async def test_only_a_store_that_fails_as_a_whole_is_left_alone(error: DualPathE
 async def test_the_scheduler_is_told_who_did_not_answer() -> None:
     submissions = await ask(FailingCluster(UnansweredError("silence", "gateway-d0"), TransferError("no way")))
     assert [submission.suspect for submission in submissions] == ["", "gateway-d0", ""]
+
+
+async def test_one_who_leaves_in_mid_stream_is_in_the_figures() -> None:
+    """As the HTTP layer does at a stop string."""
+    client = ClusterClient("unit-test", FailingCluster())  # type: ignore[arg-type]
+    deltas = client.generate(GenerationRequest("r", PROMPT, 5))
+    await anext(deltas)
+    await deltas.aclose()
+    figures = client._metrics.render().splitlines()
+    assert 'dualpath_requests_total{outcome="cancelled"} 1.0' in figures
+    assert "dualpath_ttft_seconds_count 1.0" in figures
+    assert 'dualpath_tokens_total{kind="generated"} 1.0' in figures
