@@ -27,9 +27,9 @@ class RequestIds:
         scope["state"] = {**scope.get("state", {}), "request_id": name}
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start" and not self._returned:
+            if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).setdefault(REQUEST_ID_HEADER, name)
             await send(message)
 
         with logs.request(name):
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send if self._returned else send_with_id)

@@ -178,9 +178,10 @@ class TextAnswer:
         return self._object([], usage)
 
     def _choice(self, index: int, text: str, reason: Finish | None, logprobs: Sequence[TokenFigures] | None) -> CompletionChoice:
-        # In a stream the reason is null until the end, which the package's type for whole answers does not know.
         told = None if logprobs is None else self._logprobs(index, logprobs)
-        return CompletionChoice.model_construct(index=index, text=text, finish_reason=cast(Any, reason), logprobs=told)
+        if reason is None:  # null until a stream's end, which the package's type for whole answers does not know
+            return CompletionChoice.model_construct(index=index, text=text, finish_reason=cast(Any, None), logprobs=told)
+        return CompletionChoice(index=index, text=text, finish_reason=cast(Any, reason), logprobs=told)
 
     def _logprobs(self, index: int, logprobs: Sequence[TokenFigures]) -> Logprobs:
         told = Logprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai.types import CompletionUsage
 from pydantic import BaseModel
 
 from deploy.openai_api.answers import Answer
@@ -44,32 +43,32 @@ class StreamReply:
         self._choices = choices
         self._first = first
         self._include_usage = include_usage
+        self._open = choices.count  # choices that have not ended
         self._frames: dict[int, tuple[str, str]] = {}
 
     async def events(self) -> AsyncGenerator[str, None]:
-        """Server-sent events. A failure becomes an error event and ends the stream without `[DONE]`."""
-        for index in range(self._choices.count):
-            opening = self._answer.opening(index)
-            if opening is not None:
-                yield self._event(opening)
+        """Server-sent events, those that are there at once in one piece. A failure becomes an error event and ends the stream without
+        `[DONE]`.
+        """
+        openings = [self._answer.opening(index) for index in range(self._choices.count)]
+        begin = "".join(self._event(opening) for opening in openings if opening is not None)
         try:
-            for event in self._events_of(self._first):
-                yield event
+            if events := begin + self._events_of(self._first):
+                yield events
             async with aclosing(self._choices.parts()) as parts:
                 async for part in parts:
-                    for event in self._events_of(part):
-                        yield event
-            if self._include_usage:
-                yield self._event(self._answer.usage(self._usage()))
+                    if events := self._events_of(part):
+                        yield events
         except Exception as error:
-            yield f"data: {json.dumps(api_error(error).body())}\n\n"
-        else:
-            yield "data: [DONE]\n\n"
+            failure = api_error(error)
+            if self._open:
+                yield f"data: {json.dumps(failure.body())}\n\n"
 
     async def aclose(self) -> None:
         await self._choices.aclose()
 
-    def _events_of(self, part: ChoicePart) -> list[str]:
+    def _events_of(self, part: ChoicePart) -> str:
+        """The events of a part, and with the last one those that end the stream."""
         events = []
         if part.logprobs is not None:
             if part.text or part.logprobs:
@@ -80,7 +79,12 @@ class StreamReply:
             events.append(self._event(self._answer.call(part.index, position, call)))
         if part.reason is not None:
             events.append(self._event(self._answer.closing(part.index, part.reason)))
-        return events
+            self._open -= 1
+        if not self._open:
+            if self._include_usage:
+                events.append(self._event(self._answer.usage(self._choices.usage())))
+            events.append("data: [DONE]\n\n")
+        return "".join(events)
 
     def _text_event(self, index: int, text: str) -> str:
         """The event of a piece of text alone. Most of a stream's events are such, and only their text differs: the rest is made once."""
@@ -89,9 +93,6 @@ class StreamReply:
             self._frames[index] = head, tail
         head, tail = self._frames[index]
         return f"{head}{json.dumps(text, ensure_ascii=False)}{tail}"
-
-    def _usage(self) -> CompletionUsage:
-        return self._choices.usage()
 
     def _event(self, chunk: BaseModel) -> str:
         # Where a stream ends with the usage, OpenAI has a null in every other chunk; otherwise there is no such field.

@@ -171,7 +171,7 @@ class OpenAIService:
         self._check_room(1)
         self._active += 1
         try:
-            async with aclosing(complete(self._backend, self._tokenizer, request, stop)) as deltas:
+            async with aclosing(complete(self._backend, self._tokenizer, request, stop, self._limits.stream_interval_s)) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:

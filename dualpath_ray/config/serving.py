@@ -26,6 +26,12 @@ class ServingSettings(Section):
     request_timeout_s: Seconds = Field(default=600.0, description="A request that takes longer is given up and its resources are freed.")
     max_concurrent_requests: Count = Field(default=256, description="Requests that one replica serves at once.")
     max_queued_requests: Count = Field(default=1024, description="Requests that may wait for a replica; more get status 429.")
+    stream_interval_s: float = Field(
+        default=0.01,
+        ge=0,
+        le=10,
+        description="The least time between two events of a stream: tokens that come faster share one. 0: each by itself.",
+    )
     default_max_tokens: Count = Field(default=512, description="Completion tokens when the request does not say (never past the context).")
     max_tokens_limit: Count | None = Field(default=None, description="Completion tokens that a request may ask for; default: the context.")
     max_choices: Count = Field(default=16, description="Answers to one request: prompts times n. Each counts as a request.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dualpath_ray.serving.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
@@ -35,13 +37,27 @@ class Detokenizer:
         piece = (text if complete else text.rstrip(REPLACEMENT))[self._given :]
         self._given += len(piece)
         if complete and piece:
-            self._window = self._window[self._context :]
-            self._context = len(self._window)
-            self._given = len(self._tokenizer.decode(self._window))
+            self._begin(self._window[self._context :])
         return piece
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The same for several tokens, at the cost of one where the text of all is complete."""
+        shown = [token for token in tokens if token not in self._tokenizer.special_tokens]
+        if len(shown) > 1:
+            window = self._window + shown
+            piece = self._tokenizer.decode(window)[self._given :]
+            if piece and not piece.endswith(REPLACEMENT):
+                self._begin(window[self._context :])
+                return piece
+        return "".join(self.push(token) for token in shown)
 
     def finish(self) -> str:
         """What is left at the end of the sequence: bytes that never became a character, as U+FFFD."""
         piece = self._tokenizer.decode(self._window)[self._given :]
         self._given += len(piece)
         return piece
+
+    def _begin(self, context: list[int]) -> None:
+        """A new window, of tokens whose text has been given out."""
+        self._window, self._context = context, len(context)
+        self._given = len(self._tokenizer.decode(context))

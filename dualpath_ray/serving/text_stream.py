@@ -19,6 +19,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest, stop: Sequence[str] = ()) -> None:
         self._detokenizer = Detokenizer(tokenizer)
+        self._stop = bool(stop)
         self._stops = StopStrings(stop)
         self._request = request
         self.tokens = 0  # generated so far, an end-of-sequence token included
@@ -27,20 +28,32 @@ class TextStream:
 
     def push(self, delta: GenerationDelta) -> str:
         """The text that became final with `delta`."""
-        text, self.shown = "", 0
         ended = delta.finish_reason == "stop" and bool(set(delta.tokens[-1:]) & set(self._request.stop_token_ids))
-        for index, token in enumerate(delta.tokens, start=1):
-            if self._stops.found:  # the generator had run ahead of the stop string
-                break
-            self.tokens += 1
-            if not ended or index < len(delta.tokens):  # a tokenizer need not know the end-of-sequence token as special
-                self.shown = index
-                text += self._checked(self._detokenizer.push(token))
+        # A tokenizer need not know the end-of-sequence token as special
+        shown = delta.tokens[:-1] if ended else delta.tokens
+        text = self._until_stop(delta.tokens, shown) if self._stop else self._all(delta.tokens, shown)
         if delta.finish_reason is not None and not self._stops.found:
             text += self._checked(self._detokenizer.finish()) + self._stops.finish()
             self.finish_reason = delta.finish_reason
         if self._stops.found:
             self.finish_reason = "stop"
+        return text
+
+    def _all(self, tokens: Sequence[int], shown: Sequence[int]) -> str:
+        self.tokens += len(tokens)
+        self.shown = len(shown)
+        return self._detokenizer.push_all(shown)
+
+    def _until_stop(self, tokens: Sequence[int], shown: Sequence[int]) -> str:
+        """Token by token, as what comes after a stop string does not count."""
+        text, self.shown = "", 0
+        for index in range(len(tokens)):
+            if self._stops.found:  # the generator had run ahead of the stop string
+                break
+            self.tokens += 1
+            if index < len(shown):
+                self.shown = index + 1
+                text += self._checked(self._detokenizer.push(shown[index]))
         return text
 
     def _checked(self, text: str) -> str:

@@ -92,18 +92,24 @@ def _measure(
 
     compared = engines and "saturation" in parts
     with _serving(settings, compared) as address:
-        urls = {"nothing": f"{address}/nothing", "emulated": f"{address}/emulated"} | ({"engines": address} if compared else {})
+        urls = {name: f"{address}/{name}" for name in ("nothing", "emulated", "each_token")} | ({"engines": address} if compared else {})
         serve.run(applications.nothing(), name="nothing", route_prefix="/nothing")
         serve.run(applications.emulated(settings, path), name="emulated", route_prefix="/emulated")
+        serve.run(applications.emulated(_each_token(settings), path), name="each_token", route_prefix="/each_token")
         note("saturation", lambda: measure.saturation(urls, model, levels, tokens, seconds))
         note("idle", lambda: measure.idle_streams(urls["emulated"], model, idle, seconds))
         note("drain", lambda: measure.drain(urls["emulated"], model, redeploy, 4 * seconds))
-        for name in ("nothing", "emulated"):
+        for name in ("nothing", "emulated", "each_token"):
             serve.delete(name)
     if engines and "fairness" in parts:
         with _serving(_scarce(settings, tokens), engines) as address:
             note("fairness", lambda: measure.fairness(address, model, tokens, 6 * seconds))
     return document
+
+
+def _each_token(settings: Settings) -> Settings:
+    """Every token is an event of its own, however fast they come."""
+    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"stream_interval_s": 0.0})})
 
 
 def _scarce(settings: Settings, tokens: int) -> Settings:

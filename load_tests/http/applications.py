@@ -24,8 +24,8 @@ MOST_STREAMS = 4096
 IDLE_PROMPT = 64  # tokens from which on the emulated cluster falls silent after the first token
 # As long as one of ours
 EVENT = (
-    b'data: {"id":"cmpl-0123456789abcdef0123456789abcdef-01234567",'
-    b'"choices":[{"finish_reason":null,"index":0,"text":" the"}],"created":1}\n\n'
+    b'data: {"id":"cmpl-0123456789abcdef0123456789abcdef-01234567","choices":[{"finish_reason":null,"index":0,"logprobs":null,'
+    b'"text":" the"}],"created":1795529880,"model":"tiny-llama","object":"text_completion"}\n\n'
 )
 
 

@@ -41,9 +41,15 @@ async def saturation(urls: dict[str, str], model: str, levels: Sequence[int], to
     return {
         "tokens": tokens,
         "curves": curves,
+        "events_per_stream": {name: _events_per_stream(curve) for name, curve in curves.items()},
         "best_streams_per_s": best,
         "ratio_to_nothing": {name: best[name] / best["nothing"] for name in best},
     }
+
+
+def _events_per_stream(curve: dict[int, Any]) -> float:
+    """Tokens that come fast share one."""
+    return float(sum(point["events_per_s"] for point in curve.values()) / (sum(point["streams_per_s"] for point in curve.values()) or 1.0))
 
 
 async def idle_streams(url: str, model: str, count: int, hold_s: float) -> dict[str, Any]:

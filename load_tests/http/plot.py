@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-NAMES = {"nothing": "does nothing", "emulated": "ours, emulated cluster", "engines": "ours, real engines"}
+NAMES = {
+    "nothing": "does nothing",
+    "emulated": "ours, emulated cluster",
+    "each_token": "the same, an event per token",
+    "engines": "ours, real engines",
+}
 
 
 def plot_saturation(saturation: dict[str, Any], path: Path) -> None:

@@ -30,7 +30,8 @@ def tokenizer(model_directory: Path) -> Tokenizer:
 
 @pytest.fixture
 def limits() -> ServingSettings:
-    return ServingSettings(max_body_bytes=100_000, max_concurrent_requests=4, default_max_tokens=64)  # type: ignore[arg-type]
+    # Each token by itself: the emulated cluster has no pace of its own
+    return ServingSettings(max_body_bytes=100_000, max_concurrent_requests=4, default_max_tokens=64, stream_interval_s=0)  # type: ignore[arg-type]
 
 
 @pytest.fixture

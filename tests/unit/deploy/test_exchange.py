@@ -66,7 +66,8 @@ async def test_leaving_in_the_middle_of_a_stream_cancels(address: str, cluster: 
 
 
 async def test_a_client_lost_while_it_is_sent_to_cancels(service: OpenAIService, cluster: EmulatedCluster) -> None:
-    """Between two tokens the generation waits at its yield, where a cancelled task does not reach it."""
+    """What is sent and what is generated wait in two tasks, and both must end."""
+    cluster.stall_at = 6
     sending = asyncio.Event()
 
     async def send(message: Message) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
 import pytest
 
+from deploy.openai_api.caller import Caller
+from deploy.openai_api.reply import StreamReply
+from deploy.openai_api.service import CHAT, OpenAIService
 from dualpath_ray import errors
+from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.requests import SamplingParams
 from dualpath_ray.serving.tokenizer import Tokenizer
 from tests.unit.deploy.conftest import ANSWER
@@ -52,6 +57,23 @@ async def test_chat_streams_role_text_reason_and_usage(client: openai.AsyncOpenA
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(cluster.answer) + 1
     assert {chunk.id for chunk in chunks} == {cluster.requests[0].request_id}
+    assert not cluster.running and not cluster.closed
+
+
+async def test_tokens_faster_than_the_interval_share_an_event(
+    cluster: EmulatedCluster, tokenizer: Tokenizer, limits: ServingSettings
+) -> None:
+    service = OpenAIService(cluster, tokenizer, cluster.card, limits.model_copy(update={"stream_interval_s": 10}))
+    reply = await service.generate(CHAT, {"model": "tiny", "messages": HELLO, "stream": True, "logprobs": True}, Caller("r"))
+    assert isinstance(reply, StreamReply)
+    begin, rest = [events async for events in reply.events()]
+    await reply.aclose()
+    chunks = [json.loads(line.removeprefix("data: ")) for line in (begin + rest).split("\n\n")[:-2]]
+    deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert len(deltas) == 4 and deltas[0] == deltas[-1] == "" and "".join(deltas) == ANSWER  # the role, one token, the others, the reason
+    told = [len((chunk["choices"][0].get("logprobs") or {"content": []})["content"]) for chunk in chunks]
+    assert told == [0, 1, len(cluster.answer) - 1, 0]
+    assert rest.endswith("data: [DONE]\n\n")
     assert not cluster.running and not cluster.closed
 
 

@@ -39,6 +39,22 @@ def test_any_byte_level_tokens_join_to_their_decoding(byte_level: Tokenizer, dat
     assert "".join(pieces(byte_level, tokens)) == byte_level.decode(tokens)
 
 
+@shared
+@given(data=st.data())
+def test_tokens_pushed_together_give_the_text_that_they_give_one_by_one(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    text = data.draw(st.text(max_size=60))
+    tokens = left = tokenizer.encode(text, special_tokens=False)
+    detokenizer, out = Detokenizer(tokenizer), []
+    while left:
+        size = data.draw(st.integers(1, len(left)))
+        out.append(detokenizer.push_all(left[:size]))
+        left = left[size:]
+    out.append(detokenizer.finish())
+    assert "".join(out) == "".join(pieces(tokenizer, list(tokens)))
+    if REPLACEMENT not in text:
+        assert not any(REPLACEMENT in piece for piece in out)
+
+
 def test_a_character_in_several_tokens_comes_with_its_last(tokenizer: Tokenizer) -> None:
     tokens = list(tokenizer.encode("a€b", special_tokens=False))
     out = pieces(tokenizer, tokens)
