@@ -28,18 +28,20 @@ class PoolQueue:
         turn: asyncio.Future[BlockIds] = asyncio.get_running_loop().create_future()
         entry = (blocks, turn)
         self._waiting.append(entry)
+        taken = False
         try:
-            return await asyncio.wait_for(asyncio.shield(turn), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                granted = await asyncio.shield(turn)
+            taken = True
+            return granted
         except TimeoutError:
             raise DeadlineExceededError(f"no {blocks} KV blocks came free within {timeout_s:.1f} s") from None
-        except asyncio.CancelledError:
-            if turn.done():  # granted while we were being cancelled
-                self.release(turn.result())
-            raise
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
                 self._serve()
+            elif not taken:  # granted in the moment in which the time was up, or we were cancelled
+                self.release(turn.result())
 
     def release(self, blocks: BlockIds) -> None:
         self._pool.release(blocks)
