@@ -127,16 +127,17 @@ class Persister:
             gateway=peer.agent,
         )
         grant = await gateway.lease(wanted)
-        error: DualPathError | None = None
+        error: str | None = "given up"
+        entries: tuple[PersistBlock, ...] = ()
         try:
             await self._push(grant, batch)
             self.pushed_blocks += len(batch)
+            error, entries = None, tuple(PersistBlock(i, entry.key, entry.parent) for i, entry in enumerate(batch))
         except DualPathError as raised:
-            error = raised
+            error = str(raised)
             raise
         finally:
-            self._endpoint.finish_writes(grant.agent, grant.lease_id, str(error) if error else None)
-            entries = () if error else tuple(PersistBlock(i, entry.key, entry.parent) for i, entry in enumerate(batch))
+            self._endpoint.finish_writes(grant.agent, grant.lease_id, error)
             await gateway.release(grant.lease_id, entries)
 
     async def _push(self, grant: LeaseGrant, batch: list[PoolBlock]) -> None:

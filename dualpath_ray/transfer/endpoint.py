@@ -111,7 +111,7 @@ class Endpoint:
     def finish_writes(self, agent: str, lease: int, error: str | None = None) -> None:
         """We shall not push to this lease again: tell its owner so, as soon as nothing is under way.
 
-        `error` tells the owner that what we were to write there is not complete.
+        `error` tells the owner that what we were to write there is not complete; so does a push that fails after this call.
         """
         self.call(lambda: self._close_lease(agent, lease, error))
 
@@ -273,6 +273,9 @@ class Endpoint:
             self._lease_pushes[key] -= 1
             if not self._lease_pushes[key]:
                 del self._lease_pushes[key]
+            closed = self._closed_leases.get(key)
+            if closed is not None and push.error is not None:
+                closed.error = closed.error or str(push.error)  # whoever called `finish_writes` before could not know
             self._acknowledge_lease(key)
 
     # ---- leases of others that we write under

@@ -77,6 +77,17 @@ def test_a_failed_push_does_not_keep_the_lease_open() -> None:
         assert gateway.next()[1] == WriterDone(7, "a push failed")
 
 
+def test_a_push_that_fails_after_the_end_of_writing_was_said_makes_it_incomplete() -> None:
+    with sites("writer", "gateway") as (writer, gateway):
+        gateway.listen(WriterDone)
+        with writer.paused():
+            push = writer.push(gateway.name, [0], [10_000], lease=7)
+            writer.endpoint.finish_writes(gateway.name, 7)
+        error = push.result(WAIT_S)
+        assert error is not None
+        assert gateway.next()[1] == WriterDone(7, str(error))
+
+
 def test_a_withdrawn_lease_is_acknowledged_when_what_is_under_way_has_ended() -> None:
     """The gateway asks in the middle of a long push."""
     with sites("writer", "gateway", max_post_bytes=256) as (writer, gateway):
