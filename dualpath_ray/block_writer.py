@@ -36,6 +36,8 @@ class BlockWriter:
         while lease.writers:
             await asyncio.sleep(0.001)
         if lease.write_errors:
+            self._stats.persist_failures += len(blocks)
+            log.warning("gateway %s: %d blocks are not stored: %s", self._node_id, len(blocks), "; ".join(lease.write_errors))
             return
         if self.queue_blocks + len(blocks) > self._max_queue_blocks:
             self._stats.persist_skipped += len(blocks)

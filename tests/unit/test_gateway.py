@@ -12,7 +12,7 @@ import pytest
 from dualpath_ray.errors import DualPathError, StaleEpochError
 from dualpath_ray.gateway import POOL, Gateway
 from dualpath_ray.kv.geometry import KVGeometry
-from dualpath_ray.messages import BlockLoad, Delivery, LeaseRequest
+from dualpath_ray.messages import BlockLoad, Delivery, LeaseRequest, PersistBlock
 from dualpath_ray.stores.directory import DirectorySettings, DirectoryStore
 from dualpath_ray.transfer.memory import PeerInfo, Region
 
@@ -51,6 +51,14 @@ async def test_slots_come_back_whenever_a_writer_dies(gateway: Gateway, death: s
     if death == "after its release":
         gateway.peer_died("writer")
     await settle(gateway)
+
+
+async def test_blocks_whose_writer_died_are_not_stored_and_that_is_counted(gateway: Gateway) -> None:
+    grant = await gateway.lease(wanted("owner", 2, "writer"))
+    await gateway.release(grant.lease_id, [PersistBlock(0, b"k" * 16, b"p" * 16)])
+    gateway.peer_died("writer")
+    await settle(gateway)
+    assert (gateway.stats.persisted_blocks, gateway.stats.persist_failures) == (0, 1)
 
 
 async def test_what_a_dead_process_waits_for_is_not_lent(gateway: Gateway) -> None:
