@@ -37,12 +37,14 @@ class ActorCalls:
         self._handles: dict[str, ActorHandle[Any]] = {}
 
     def handle(self, name: str) -> ActorHandle[Any]:
-        """Raises TransferError when there is no such actor (now)."""
+        """Raises TransferError when there is no such actor (now), UnansweredError when Ray's head cannot be asked."""
         if name not in self._handles:
             try:
                 self._handles[name] = ray.get_actor(name, namespace=self.namespace)
             except ValueError:
                 raise TransferError(f"there is no actor {name!r} in namespace {self.namespace!r}") from None
+            except RayError as error:
+                raise self.translate(name, error) from error
         return self._handles[name]
 
     async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
