@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from actors.calls import ActorCalls
 from actors.events import Kind
 from actors.messages import Registration, Report
+from dualpath_ray.background import Background
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import DualPathError
 
@@ -73,7 +74,7 @@ class Supervisor:
     current: dict[str, Incarnation] = field(default_factory=dict)  # by engine id
     _past: dict[str, Incarnation] = field(default_factory=dict)  # over, or known from an earlier scheduler; by agent
     _vacant: dict[str, _Vacancy] = field(default_factory=dict)
-    _telling: set[asyncio.Task[None]] = field(default_factory=set)
+    _telling: Background = field(default_factory=lambda: Background("supervisor"))
 
     # ---- what processes tell
 
@@ -219,7 +220,7 @@ class Supervisor:
                 del self._past[registration.peer.agent]
                 # Also those that have not introduced themselves yet since the scheduler was restarted.
                 known = [*self.current.values(), *self._past.values()]
-                self._spawn(self._tell(registration, [other.registration for other in known if other.over_since is None]))
+                self._telling.spawn(self._tell(registration, [other.registration for other in known if other.over_since is None]))
 
     async def _tell(self, dead: Registration, others: Iterable[Registration]) -> None:
         """Everyone that lives hears of it; who came later never knew the dead one."""
@@ -234,8 +235,3 @@ class Supervisor:
             except DualPathError as error:
                 log.debug("%s has not heard that %s died: %s", other.engine_id, agent, error)
                 await asyncio.sleep(RECHECK_S)
-
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dualpath_ray.background import Background
 from dualpath_ray.decode_calls import Directory, GatewayCalls
 from dualpath_ray.decode_flow import Flow
 from dualpath_ray.errors import DualPathError
@@ -31,11 +32,11 @@ class Arming:
     def __init__(self, endpoint: Endpoint, geometry: KVGeometry, directory: Directory, hedging: Hedging) -> None:
         self._hedging = hedging
         self._endpoint, self._geometry, self._directory = endpoint, geometry, directory
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(endpoint.agent_name)
 
     @property
     def idle(self) -> bool:
-        return not self._tasks
+        return not self._background
 
     async def prefill(self, flow: Flow) -> Drawn:
         """Arm this node, have the hits read and the rest computed. Returns the first token.
@@ -97,7 +98,7 @@ class Arming:
         flow.prefilling = False
         assert flow.lease is not None
         for node_id, lease in [(route.decode_node, flow.lease.lease_id), *flow.remote_leases.items()]:
-            self._spawn(self._release(node_id, lease))  # not waited for: the late one may hang
+            self._background.spawn(self._release(node_id, lease))  # not waited for: the late one may hang
         flow.lease = None
         flow.remote_leases.clear()
         log.info("request %s: node %s lags, its blocks are read elsewhere", flow.name, late)
@@ -197,18 +198,13 @@ class Arming:
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._spawn(self._give_back(gateway, wanted.request_id, asked))
+            self._background.spawn(self._give_back(gateway, wanted.request_id, asked))
             raise
 
     async def _give_back(self, gateway: GatewayCalls, request_id: str, asked: asyncio.Future[LeaseGrant]) -> None:
         with contextlib.suppress(DualPathError):
             await gateway.withdraw(request_id)
             await gateway.release((await asked).lease_id)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _blocks_by_node(reads: Iterable[ReadPart]) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from dualpath_ray.arming import Arming
+from dualpath_ray.background import Background
 from dualpath_ray.decode_calls import Directory
 from dualpath_ray.decode_flow import Flow
 from dualpath_ray.decode_loop import DecodeLoop, LoopStats
@@ -105,7 +106,7 @@ class DecodeService:
         self.hedging = Hedging(self.settings.hedge)
         self._arming = Arming(self.endpoint, geometry, directory, self.hedging)
         self._quarantine: dict[str, list[BlockIds]] = {}  # agent of a gateway -> pool blocks it may still write to
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(engine_id)
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
@@ -180,7 +181,7 @@ class DecodeService:
             raise
         finally:
             # In the background: the client need not wait for it, and nothing can cancel it.
-            self._spawn(self._clean_up(flow))
+            self._background.spawn(self._clean_up(flow))
 
     def cancel(self, request_id: str, epoch: int) -> None:
         """Give up a request (all attempts up to `epoch`). Returns at once."""
@@ -384,7 +385,7 @@ class DecodeService:
 
     @property
     def idle(self) -> bool:
-        return not self._flows and not self._tasks and self._arming.idle and self.persister.idle
+        return not self._flows and not self._background and self._arming.idle and self.persister.idle
 
     def check_integrity(self) -> None:
         self._pool.check_integrity()
@@ -399,11 +400,6 @@ class DecodeService:
         await self.persister.close()
         await asyncio.to_thread(self._engine.stop)
         await asyncio.to_thread(self.endpoint.close)
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _threadsafe(self, function: Callable[..., None], *arguments: object) -> None:
         try:

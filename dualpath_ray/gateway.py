@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from dualpath_ray.background import Background
 from dualpath_ray.block_loader import BlockLoader
 from dualpath_ray.block_writer import BlockWriter
 from dualpath_ray.errors import DeadlineExceededError, DualPathError, InvalidRequestError, StaleEpochError, TransferError
@@ -91,7 +92,7 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop
         self._work: dict[int, _Work] = {}
         self._slots = SlotQueue(self.staging, self.settings.max_waiting_leases)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(f"gateway {node_id}")
         self._on_index: IndexEvents = lambda added, removed: None
         self._on_read: ReadEvents = lambda request_id, epoch: None
 
@@ -142,7 +143,7 @@ class Gateway:
         self.source.add_lease(lease.lease_id, lease.slots, 0 if request.loads else self.geometry.layers)
         if request.loads:
             self.staging.hold(lease)
-            work.task = self._spawn(self._load(work, request))
+            work.task = self._background.spawn(self._load(work, request))
         else:
             work.loaded.set_result(LoadOutcome())
         return LeaseGrant(self.endpoint.agent_name, lease.lease_id, lease.writable_slots)
@@ -173,7 +174,7 @@ class Gateway:
         blocks = list(persist)
         if blocks:
             self.staging.hold(work.lease)
-            self._spawn(self._write(work.lease, blocks))
+            self._background.spawn(self._write(work.lease, blocks))
         if work.task is not None and not work.loaded.done():
             work.loaded.set_exception(StaleEpochError("the lease was released"))
         work.quiet.set()  # a delivery that waits shall see that there is nothing left to wait for
@@ -183,7 +184,7 @@ class Gateway:
         self.staging.hold(lease)
         self.staging.release(lease)
         self.source.drop_lease(lease.lease_id, lambda: self._threadsafe(self._unhold, lease))
-        self._spawn(self._quiesce(lease))
+        self._background.spawn(self._quiesce(lease))
 
     async def _quiesce(self, lease: Lease) -> None:
         """Ask those that may still write until they have answered or are known to be dead."""
@@ -209,7 +210,7 @@ class Gateway:
         for lease in self.staging.leases:
             self._writer_done(lease.lease_id, agent, "died")
         for work in [work for work in self._work.values() if work.lease.owner == agent]:
-            self._spawn(self.release(work.lease.lease_id))
+            self._background.spawn(self.release(work.lease.lease_id))
 
     # ---- between staging and storage
 
@@ -288,9 +289,7 @@ class Gateway:
             )
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         await asyncio.to_thread(self.endpoint.close)
         await self._uses.close()
         await asyncio.to_thread(self.store.close)
@@ -303,9 +302,3 @@ class Gateway:
 
     def _threadsafe(self, function: Callable[..., None], *arguments: object) -> None:
         threadsafe(self._loop, function, *arguments)
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dualpath_ray.background import Background
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.gateway import POOL
 from dualpath_ray.kv.geometry import KVGeometry
@@ -57,13 +58,13 @@ class Persister:
         self._pending: Counter[str] = Counter()
         self._changed = asyncio.Condition()
         self._numbers = itertools.count(1)
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(endpoint.agent_name)
         self._wake = asyncio.Event()
         self.skipped_blocks = 0
         self.pushed_blocks = 0
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._background.spawn(self._run())
 
     @property
     def idle(self) -> bool:
@@ -85,9 +86,7 @@ class Persister:
             del self._pending[request_id]
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.close()
 
     async def _run(self) -> None:
         while True:
@@ -100,9 +99,10 @@ class Persister:
                     batch.append(self._queue.popleft()[2])
                 try:
                     await self._store(gateway, peer, batch)
-                except DualPathError as error:
+                except Exception as error:  # also a bug's: requests wait for their blocks to be settled
                     self.skipped_blocks += len(batch)
-                    log.warning("%d blocks are not stored: %s", len(batch), error)
+                    unexpected = not isinstance(error, DualPathError)
+                    log.warning("%d blocks are not stored: %s", len(batch), error, exc_info=unexpected)
                 finally:
                     await self._settle(batch)
 

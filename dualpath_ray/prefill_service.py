@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from dualpath_ray.background import Background
 from dualpath_ray.engine.logit_rules import LogitRules
 from dualpath_ray.engine.model import CausalModel
 from dualpath_ray.engine.prefill import PrefillChunk, PrefillRunner
@@ -89,16 +90,15 @@ class PrefillService:
         self._jobs: list[PrefillJob] = []
         self._in_batch: set[PrefillJob] = set()
         self._changed = asyncio.Event()
-        self._planner: asyncio.Task[None] | None = None
-        self._refresher: asyncio.Task[None] | None = None
+        self._background = Background(f"prefill engine {engine_id}")
         self._batches: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.sink.on_rows_freed = lambda: self._threadsafe(self._changed.set)
-        self._planner = self._loop.create_task(self._plan())
-        self._refresher = self._loop.create_task(self._refresh())
+        self._background.spawn(self._plan())
+        self._background.spawn(self._refresh())
 
     # ---- requests
 
@@ -367,9 +367,7 @@ class PrefillService:
         self.sink.check_integrity()
 
     async def close(self) -> None:
-        for task in (self._planner, self._refresher):
-            if task is not None:
-                task.cancel()
+        await self._background.close()
         for job in list(self._jobs):
             self._cancel(job)
         await asyncio.to_thread(self.endpoint.close)
