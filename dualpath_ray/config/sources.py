@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,20 @@ from dualpath_ray.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DUALPATH__"
 FieldPath = tuple[str, ...]
+SIZE = "a size is a number of bytes, or a number with a unit: 4GiB, 500MB"
+REMEDIES = {"byte_size": SIZE, "byte_size_unit": SIZE, "model_type": "this is a section: give its fields"}
+"""What our settings mean by pydantic's errors of these types, which speak of its own terms."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name given twice is an error, as YAML's specification asks: else all but the last would be dropped unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(slots=True)
@@ -69,7 +83,7 @@ def explain(error: ValidationError, merged: Merged, model: type[BaseModel]) -> s
 
 def _explain_one(item: Any, merged: Merged, model: type[BaseModel]) -> str:
     path = tuple(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
+    message = REMEDIES.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
     origin = merged.origin(path) if path else None
     source = f" (from {origin})" if origin else ""
     if item["type"] == "extra_forbidden":
@@ -101,14 +115,14 @@ def _path(parts: list[str], origin: str) -> FieldPath:
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: the value is not valid YAML; quote it") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"configuration file {file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -117,4 +131,4 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"configuration file {file} must hold sections (model:, cluster:, ...), not a {type(content).__name__}")
-    return content
+    return {name: section for name, section in content.items() if section is not None}  # all lines of a section may be commented out

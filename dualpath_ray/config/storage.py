@@ -97,6 +97,12 @@ class StorageSettings(Section):
     hedge_share: Share = Field(default=0.1, description="Bytes that may be read twice for this, as a share of all bytes read.")
     emulation: EmulationSettings = Field(default=EmulationSettings(), description="Emulate a slower device.")
 
+    @model_validator(mode="after")
+    def _bucket_is_named(self) -> Self:
+        if self.kind == "s3" and not self.s3.bucket:
+            raise ValueError("kind s3 needs s3.bucket")
+        return self
+
 
 class StagingSettings(Section):
     """The `staging` section: DRAM of each gateway, an array of Full-Block slots registered for transfers once."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dualpath_ray.config.storage import StorageSettings
-from dualpath_ray.errors import ConfigError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.store_keeper import KeeperSettings
 from dualpath_ray.stores.base import BlockStore
@@ -55,8 +54,6 @@ def keeper_settings(storage: StorageSettings) -> KeeperSettings:
 
 
 def s3_settings(storage: StorageSettings) -> S3Settings:
-    if not storage.s3.bucket:
-        raise ConfigError("storage.kind s3 needs storage.s3.bucket")
     return S3Settings(
         **storage.s3.model_dump(),
         layer_groups=storage.layer_groups,

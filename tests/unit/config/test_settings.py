@@ -64,7 +64,12 @@ def test_it_can_be_pickled_compared_and_written_out_again(tmp_path: Path) -> Non
             "storage.emulation.bandwidth (from --set storage.emulation.bandwidth=2) is not a setting; did you mean",
         ),
         ("engine.x=1", "is not a setting; there are: autoscaling, cluster, decode"),
-        ("prefill=3", "prefill = 3 (from --set prefill=3): Input should be a valid dictionary"),
+        ("prefill=3", "prefill = 3 (from --set prefill=3): this is a section: give its fields"),
+        (
+            "staging.bytes=-1",
+            "staging.bytes = -1 (from --set staging.bytes=-1): a size is a number of bytes, or a number with a unit: 4GiB",
+        ),
+        ("staging.bytes=4GoB", "staging.bytes = '4GoB' (from --set staging.bytes=4GoB): a size is a number of bytes"),
         (
             "prefill.window_layers=0",
             "prefill.window_layers = 0 (from --set prefill.window_layers=0): Input should be greater than or equal to 1",
@@ -73,6 +78,7 @@ def test_it_can_be_pickled_compared_and_written_out_again(tmp_path: Path) -> Non
         ("serving.request_timeout_s=.inf", "finite number"),
         ("model.block_tokens=100", "prefill.max_batch_tokens must be a multiple of model.block_tokens (100)"),
         ("prefill.window_tokens=64", "prefill.window_tokens must be at least prefill.max_batch_tokens"),
+        ("storage.kind=s3", "storage (from --set storage.kind=s3): kind s3 needs s3.bucket"),
         ("telemetry.traces=otlp", "telemetry (from --set telemetry.traces=otlp): traces: otlp needs endpoint"),
         ("scheduling.report_interval_s=9", "at least three times report_interval_s"),
         ("serving.max_tokens_limit=3", "default_max_tokens must not exceed max_tokens_limit"),
@@ -116,6 +122,7 @@ def test_several_errors_and_their_origins_are_told_at_once() -> None:
     [
         ("[1]", "must hold sections"),
         ("a: [", "not valid YAML"),
+        ("prefill: {window_layers: 1}\nmodel: {}\nprefill: {max_requests: 2}\n", "prefill is given twice"),
         (b"\xff\xfe\xff", "not valid YAML"),
         (None, "cannot be read: No such file"),
     ],
@@ -130,6 +137,8 @@ def test_unusable_files_are_refused(tmp_path: Path, content: str | bytes | None,
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load(file=tmp_path / "c.yaml") == Settings()
+    (tmp_path / "c.yaml").write_text("prefill:\n#  window_layers: 5\n")
     assert load(file=tmp_path / "c.yaml") == Settings()
 
 

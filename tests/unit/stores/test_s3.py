@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualpath_ray.config.storage import StorageSettings
-from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, ConfigError, OverloadedError, StoreError
+from dualpath_ray.errors import BlockCorruptError, BlockMissingError, CancelledError, OverloadedError, StoreError
 from dualpath_ray.stores import s3
 from dualpath_ray.stores.base import BlockBuffer, Bytes
-from dualpath_ray.stores.open import open_store
 from dualpath_ray.stores.s3 import S3Settings, S3Store
 from tests.s3_service import running_weed
 from tests.unit.stores.conftest import FINGERPRINT, ODD, PAGED, emptied, make_blocks
@@ -262,11 +260,6 @@ def test_a_closed_store_refuses(open_s3: OpenS3) -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.open(make_blocks(PAGED, 1)).result(10)
-
-
-def test_settings_must_name_a_bucket() -> None:
-    with pytest.raises(ConfigError, match=r"storage\.s3\.bucket"):
-        open_store(StorageSettings(kind="s3"), PAGED, FINGERPRINT)
 
 
 def test_an_unreachable_service_is_a_store_error() -> None:
