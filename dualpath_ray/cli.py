@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,18 +65,30 @@ class Failure(click.ClickException):
 class Main(EntryPointGroup):
     """Turns wrong options and the package's own errors into one line and exit status 2; with --debug they keep their stack trace."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except click.exceptions.NoArgsIsHelpError:
-            raise
-        except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx is not None else ctx.command_path
-            raise Failure(f"{' '.join(error.format_message().split())} (see {path} --help)") from error
+            with _one_line(ctx):
+                return super().invoke(ctx)
         except DualPathError as error:
             if ctx.params["debug"]:
                 raise
             raise Failure(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    """Show wrong usage in one line, and where to read more."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else ctx.command_path
+        raise Failure(f"{' '.join(error.format_message().split())} (see {path} --help)") from error
 
 
 @click.command(cls=Main)

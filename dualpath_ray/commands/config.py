@@ -28,7 +28,7 @@ def check(settings: Settings) -> None:
 @command.command()
 @with_settings
 def show(settings: Settings) -> None:
-    """Print every setting with its value in force, as YAML that --config takes."""
+    """Print every setting in force, as YAML for --config."""
     click.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
 
 

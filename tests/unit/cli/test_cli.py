@@ -80,9 +80,11 @@ def test_a_missing_module_breaks_only_its_own_command(entries: list[metadata.Ent
     assert run("config", "check")[0] == 0
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
-    code, _, err = run("nonsense")
-    assert code == 2 and "No such command 'nonsense'" in err
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("nonsense", "No such command 'nonsense'."), ("--nonsense", "No such option '--nonsense'.")]
+)
+def test_an_unknown_command_or_option_is_one_line(wrong: str, message: str) -> None:
+    assert run(wrong) == (2, "", f"Error: {message} (see main --help)\n")
 
 
 def test_config_check_names_what_is_wrong(tmp_path: Path) -> None:
