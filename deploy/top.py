@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dualpath_ray.commands.options import positive
 from dualpath_ray.errors import DualPathError
 
 TIMEOUT_S = 5.0
@@ -26,12 +28,18 @@ ONE, TWO = "blue", "dark_orange"
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Address of the service.")
 @click.option("--key", envvar="DUALPATH_API_KEY", default="", help="API key, if the service asks for one (or DUALPATH_API_KEY).")
-@click.option("--interval", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--interval", type=click.FloatRange(0.2), callback=positive, default=1.0, show_default=True, help="Seconds between two looks."
+)
 @click.option("--count", type=click.IntRange(1), help="Stop after this many looks and leave the last one on the screen.")
 def command(url: str, key: str, interval: float, count: int | None) -> None:
     """Show a running service: nodes, both paths, requests and events."""
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as http:
+    headers = {"authorization": f"Bearer {key}".encode()} if key else {}
+    try:
+        client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+    except httpx.InvalidURL as error:
+        raise DualPathError(f"{url} is no address ({error}); give the address of a running service by --url") from error
+    with client as http:
         view = View(fetch(http))  # before the screen is cleared: a wrong address is one line
         with Live(view.render(), console=Console(), screen=count is None, auto_refresh=False) as live:
             looks = 1
@@ -56,9 +64,10 @@ def fetch(http: httpx.Client) -> dict[str, Any]:
         raise DualPathError(f"{http.base_url} does not answer ({error}); {advice}") from error
     if answer.status_code in (401, 403):
         raise DualPathError(f"{http.base_url} asks for an API key: give it by --key or DUALPATH_API_KEY")
-    try:
-        status: dict[str, Any] = answer.json()
-    except ValueError:
+    status: Any = None
+    with contextlib.suppress(ValueError):
+        status = answer.json()
+    if not isinstance(status, dict):
         status = {}
     if "processes" not in status:
         raise DualPathError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,3 +26,17 @@ def with_settings(function: Command) -> Command:
         return function(*args, settings=Settings.load(file, overrides), **kwargs)
 
     return command
+
+
+def positive(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A click callback; FloatRange would let nan and infinity pass."""
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"must be a positive number, not {value}", context, option)
+    return value
+
+
+def new_file(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A click callback for a file that is written when the work is done: its directory must be there before it begins."""
+    if value is not None and not os.access(Path(value).absolute().parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"{value} cannot be written: its directory is missing or not writable", context, option)
+    return value

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from dualpath_ray.commands.options import new_file, positive
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import parse_nodes
 from dualpath_ray.simulation.experiment import Experiment, run
@@ -25,7 +26,7 @@ TTFT_S, TPOT_S = 4.0, 0.05
 
 def _experiment(path: str | None, values: dict[str, Any]) -> Experiment:
     """Merge a YAML file with dotted overrides and validate; raises ConfigError that names the field."""
-    document: Any = _yaml(path, Path(path).read_text()) if path else {}
+    document: Any = _yaml(path, Path(path).read_bytes()) if path else {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a mapping of experiment fields")
     for dotted, value in values.items():
@@ -56,18 +57,11 @@ def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def _yaml(name: str, text: str) -> Any:
+def _yaml(name: str, text: str | bytes) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
-
-
-def _positive(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """A click callback; FloatRange would let nan and infinity pass."""
-    if value is not None and not 0 < value < math.inf:
-        raise click.BadParameter(f"must be a positive number, not {value}", context, option)
-    return value
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -90,8 +84,13 @@ def _show(document: dict[str, Any]) -> None:
 @click.option("--append-scale", type=float, help="Multiplies appended tokens.")
 @click.option("--generation-scale", type=float, help="Multiplies generated tokens.")
 @click.option("--seed", type=int, help="Seed of traces and arrivals.")
-@click.option("--chrome-trace", type=click.Path(dir_okay=False), help="Write the turns of a short run as a trace that Perfetto opens.")
-@click.option("--parquet", type=click.Path(dir_okay=False), help="Write one row per turn.")
+@click.option(
+    "--chrome-trace",
+    type=click.Path(dir_okay=False),
+    callback=new_file,
+    help="Write the turns of a short run as a trace that Perfetto opens.",
+)
+@click.option("--parquet", type=click.Path(dir_okay=False), callback=new_file, help="Write one row per turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def simulate(
     config: str | None,
@@ -121,7 +120,7 @@ def simulate(
 @click.argument("experiment", default="all", type=click.Choice(["all", *EXPERIMENTS]))
 @click.option("--max-agents", type=click.IntRange(1), help="Leave out settings with more agents (quicker).")
 @click.option(
-    "--online-seconds", type=float, callback=_positive, default=2400.0, show_default=True, help="Simulated length of each online run."
+    "--online-seconds", type=float, callback=positive, default=2400.0, show_default=True, help="Simulated length of each online run."
 )
 @click.option("--jobs", type=click.IntRange(1), help="Settings simulated at once.  [default: the number of cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -195,8 +194,8 @@ def _slo(text: str) -> dict[str, float]:
 
 @click.command()
 @click.option("--engines", default=1152, show_default=True, type=click.IntRange(16), help="GPUs of the cluster.")
-@click.option("--rate", type=float, callback=_positive, help="Requests per second [default: the paper's, by size].")
-@click.option("--seconds", default=10.0, show_default=True, callback=_positive, help="Length of the driven clock.")
+@click.option("--rate", type=float, callback=positive, help="Requests per second [default: the paper's, by size].")
+@click.option("--seconds", default=10.0, show_default=True, callback=positive, help="Length of the driven clock.")
 @click.option("--read-mode", default="split", show_default=True, type=click.Choice(["prefill_only", "shorter_queue", "split", "pool"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def bench_scheduler(engines: int, rate: float | None, seconds: float, read_mode: Any, as_json: bool) -> None:

@@ -167,4 +167,7 @@ def model_spec(name: str | MeasuredModel) -> ModelSpec:
     path = Path(name) / "config.json"
     if not path.is_file():
         raise ConfigError(f"model: must be one of {', '.join(sorted(MODELS))} or a directory with a config.json, not {name!r}")
-    return dense_spec(Path(name).name, json.loads(path.read_text()))
+    try:
+        return dense_spec(Path(name).name, json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {path} is not the configuration of a model: {error}") from error

@@ -19,16 +19,23 @@ from dualpath_ray.simulation.workload import Trajectory
 
 
 def load_trajectories(path: str | Path) -> list[Trajectory]:
-    """All agents of a trace file; raises ConfigError if the file is missing or its fields are unknown."""
+    """All agents of a trace file; raises ConfigError if the file is missing or its fields are not as they must be."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"trace: no file {path}")
     try:
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as error:
         raise ConfigError(f"trace: {path} is not one JSON object a line: {error}") from error
     if not rows:
         raise ConfigError(f"trace: {path} is empty")
+    try:
+        return _trajectories(path, rows)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"trace: {path} has a line without the fields of the others, or with fields of other types: {error!r}") from error
+
+
+def _trajectories(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> list[Trajectory]:
     if "turns" in rows[0]:
         return [_session(row) for row in rows]
     if "hash_ids" in rows[0]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from deploy.top import View, command, fetch
+from dualpath_ray.cli import main
 from dualpath_ray.errors import DualPathError
 from tests.unit.deploy.pictures import pictures
 
@@ -81,12 +82,27 @@ def test_the_command_draws_and_ends(server: tuple[str, dict[str, Any]]) -> None:
         ({"code": 401, "body": {}}, "--key"),
         ({"code": 503, "body": {"reason": "no scheduler"}}, "no scheduler"),
         ({"code": 200, "body": {"other": 1}}, "is it this service"),
+        ({"code": 200, "body": [1]}, "is it this service"),
     ],
 )
 def test_what_is_wrong_is_said(server: tuple[str, dict[str, Any]], answer: dict[str, Any], message: str) -> None:
     server[1].update(answer)
     with httpx.Client(base_url=server[0]) as http, pytest.raises(DualPathError, match=message):
         fetch(http)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--url", "http://[::1"], "http://[::1 is no address"),
+        (["--url", "http://127.0.0.1:1", "--key", "é"], "does not answer"),
+        (["--interval", "nan"], "--interval"),
+    ],
+)
+def test_impossible_options_are_one_line(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["top", "--count", "1", *options])
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_nobody_there() -> None:

@@ -92,6 +92,27 @@ def test_impossible_specs_are_refused_by_name(options: list[str], field: str) ->
 
 
 @pytest.mark.parametrize(
+    ("option", "content"),
+    [
+        ("--trace", b"\xff\xfe"),
+        ("--trace", b'{"turns": [[1, 2]], "cols": ["gen"]}'),
+        ("--trace", b'{"turns": 3}'),
+        ("--trace", b'{"hash_ids": [1]}'),
+        ("--trace", b"3"),
+        ("", b"\xff\xfe"),
+        ("--model", b"{"),
+        ("--model", b"[1]"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path, option: str, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    named = tmp_path if option == "--model" else tmp_path / "config.json"
+    result = CliRunner().invoke(main, ["simulate", "--agents", "1", *([option] if option else []), str(named)])
+    assert result.exit_code == 2
+    assert "config.json" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("line", "name"),
     [
         ("reproduce fig13 --online-seconds nan", "--online-seconds"),
@@ -104,6 +125,7 @@ def test_impossible_specs_are_refused_by_name(options: list[str], field: str) ->
         ("bench scheduler --rate inf", "--rate"),
         ("bench scheduler --engines 16 --rate 0.1 --seconds 1", "rate"),
         ("simulate --no-such-option", "--no-such-option"),
+        ("simulate --agents 1 --parquet /no/such/turns.parquet", "/no/such/turns.parquet"),
     ],
 )
 def test_impossible_commands_end_with_one_line_and_status_2(line: str, name: str) -> None:
