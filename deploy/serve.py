@@ -22,14 +22,14 @@ def command(settings: Settings, host: str | None, port: int | None) -> None:
     settings = settings.model_copy(update={"serving": settings.serving.model_copy(update=given)})
     if settings.serving.api_keys is None and settings.serving.host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(f"anybody who reaches {settings.serving.host} may call: there are no API keys (docs/security.md)", err=True)
+    click.echo(f"starting {settings.model.name} ...", err=True)
     set_ray_defaults(settings.cluster.address)
-    # Only now: importing Ray takes a second, and it reads its environment then.
+    # Only now: importing Ray takes seconds, and it reads its environment then.
     from deploy.running_service import running_service
     from deploy.stop_signals import raise_on_signals
 
     raise_on_signals()
     try:
-        click.echo(f"starting {settings.model.name} ...", err=True)
         with running_service(settings) as address:
             raise_on_signals()
             click.echo(f"serving {settings.model.name} at {address}/v1", err=True)
