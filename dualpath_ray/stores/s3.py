@@ -160,6 +160,8 @@ class S3Store:
                     headers[index] = self._header(blocks[index])
             except DualPathError as error:
                 failure = error
+            except Exception as error:  # or nobody would ever hear of this read again
+                failure = self._store_error(f"reading block {blocks[index].key.hex()}", error)
             with lock:
                 if failure is not None:
                     failures.append(failure)
@@ -368,7 +370,8 @@ class S3Store:
         self._note_uses()
 
     def _store_error(self, action: str, error: Exception) -> StoreError:
-        return StoreError(f"{action} failed: {self.where}: {str(error).splitlines()[0][:300]}")
+        lines = str(error).splitlines() or [type(error).__name__]
+        return StoreError(f"{action} failed: {self.where}: {lines[0][:300]}")
 
 
 def _split(chunks: Iterator[Bytes], size: int) -> tuple[bytes, Bytes]:

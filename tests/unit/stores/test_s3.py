@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -260,6 +261,17 @@ def test_a_closed_store_refuses(open_s3: OpenS3) -> None:
     store.close()
     with pytest.raises(StoreError, match="closed"):
         store.open(make_blocks(PAGED, 1)).result(10)
+
+
+@pytest.mark.parametrize("part", ["_client", "_header"])
+def test_an_error_that_nobody_expects_ends_the_read(open_s3: OpenS3, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    store = open_s3()
+    monkeypatch.setattr(store, part, SimpleNamespace(get=fail, head=fail) if part == "_client" else fail)
+    with pytest.raises(StoreError, match="RuntimeError"):
+        store.open(make_blocks(PAGED, 2)).result(10)
 
 
 def test_an_unreachable_service_is_a_store_error() -> None:
