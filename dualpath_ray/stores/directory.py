@@ -92,17 +92,21 @@ class DirectoryStore:
         self.counters = Counters(*COUNTERS)
         self.budget = Budget(self.settings.capacity_bytes)
         self._layout = DirectoryLayout(path)
-        self.file_io = choose(path, self.settings.io, self.settings.direct)
+        range_bytes = -(-self.format.payload_bytes // self.layer_groups())
+        self.read_batch = min(MAX_READ_BATCH, max(1, self.batch_bytes // range_bytes))
+        most = max(self.batch_bytes, range_bytes) + self.read_batch * self.format.header_bytes
+        self.file_io = choose(path, self.settings.io, self.settings.direct, self.settings.read_threads * most)
         self._write_io = FileIO(self.file_io.engine, self.file_io.direct)
         self._write_batch = max(1, self.batch_bytes // self.format.payload_bytes)
-        self.read_batch = min(MAX_READ_BATCH, max(1, self.batch_bytes * self.layer_groups() // self.format.payload_bytes))
-        pages = allocate(self.settings.read_threads * self.read_batch * self.format.header_bytes)
+        # With NIXL as many threads again, which verify what has been read, or wait with the next read, while as many reads are under way.
+        threads = self.settings.read_threads * (1 if self.file_io.engine == "plain" else 2)
+        pages = allocate(threads * self.read_batch * self.format.header_bytes)
         self.file_io.register(pages)
         self.header_pages: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
-        for each in pages.reshape(self.settings.read_threads, self.read_batch, self.format.header_bytes):
+        for each in pages.reshape(threads, self.read_batch, self.format.header_bytes):
             self.header_pages.put(each)
         self._committer = Committer(self.format, self._layout, self._write_io, self._write_batch, self.settings.write_threads)
-        self._readers = ThreadPoolExecutor(self.settings.read_threads, thread_name_prefix="store-read")
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="store-read")
         self._writers = ThreadPoolExecutor(self.settings.write_threads, thread_name_prefix="store-write")
         self._lock = threading.Lock()
         self._no_reads = threading.Event()

@@ -50,16 +50,18 @@ class PieceError(Exception):
 
 
 class FileIO:
-    """One way of moving pieces. Methods may be called from any thread; `move` blocks its caller."""
+    """One way of moving pieces. Methods may be called from any thread; `move` blocks its caller. `max_bytes` bounds what NIXL has under
+    way at once; plain calls are bounded by their callers.
+    """
 
-    def __init__(self, engine: Engine, direct: bool) -> None:
+    def __init__(self, engine: Engine, direct: bool, max_bytes: int | None = None) -> None:
         self.engine = engine
         self.direct = direct
         self.redone = 0  # transfers that NIXL failed and plain calls were asked to do, or to explain
         self._nixl: NixlFiles | None = None
         if engine != "plain":
             name = f"store-{os.getpid()}-{uuid.uuid4().hex[:8]}-{next(_names)}"
-            self._nixl = NixlFiles(name, *BACKENDS[engine])
+            self._nixl = NixlFiles(name, *BACKENDS[engine], max_bytes)
 
     @property
     def name(self) -> str:
@@ -132,7 +134,7 @@ class FileIO:
                 raise PieceError(index, error) from error
 
 
-def choose(folder: Path, engine: Choice, direct: Literal["auto", "on", "off"]) -> FileIO:
+def choose(folder: Path, engine: Choice, direct: Literal["auto", "on", "off"], max_bytes: int | None = None) -> FileIO:
     """The best way that works in `folder`, within what the settings allow. Raises StoreError, naming what was tried, if none does."""
     failures: list[str] = []
     for candidate, is_direct in NAMED.get(engine, WAYS):
@@ -140,7 +142,7 @@ def choose(folder: Path, engine: Choice, direct: Literal["auto", "on", "off"]) -
         if not allowed or direct == ("off" if is_direct else "on"):
             continue
         try:
-            file_io = FileIO(candidate, is_direct)
+            file_io = FileIO(candidate, is_direct, max_bytes)
         except StoreError as error:
             if str(error) not in failures:
                 failures.append(str(error))

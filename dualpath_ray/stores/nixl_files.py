@@ -3,6 +3,9 @@
 What was measured with the POSIX backend of NIXL 1.5.1 and is relied on: a transfer makes progress only while it is posted or looked
 at, hence the polling; a transfer reports its own failure only when each of its other I/Os has landed or has been cancelled (tests pin
 this down); posting more than `ios_pool_size` I/Os at once breaks the backend for good, hence `MAX_PIECES`; registering a file costs 2-5 us.
+
+A device with a short queue idles between the end of a transfer and the beginning of the next. So callers may ask for more than may be under
+way: the thread begins the next, which is ready by then, as soon as it sees one end, without waiting for whoever asked for that one.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.base import Bytes
@@ -40,8 +44,12 @@ class OpenFiles:
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
+    """`memory` and `files` are uint64 `[pieces, 3]` as NIXL wants them: address or offset, length, device or file."""
+
     operation: Operation
-    pieces: Sequence[Piece]
+    memory: npt.NDArray[np.uint64]
+    files: npt.NDArray[np.uint64]
+    nbytes: int
     future: Future[None] = field(default_factory=Future)
     handle: Any = None
 
@@ -49,17 +57,18 @@ class _Transfer:
 class NixlFiles:
     """Moves pieces of registered memory to and from registered files. All methods may be called from any thread.
 
-    `backend` is a NIXL plug-in for files (POSIX, HF3FS, GDS), `parameters` are its own. Raises StoreError when NIXL is missing or the
-    backend cannot start.
+    `backend` is a NIXL plug-in for files (POSIX, HF3FS, GDS), `parameters` are its own. `max_bytes` may be under way at once (or one
+    transfer, if larger); what is asked for beyond that waits. Raises StoreError when NIXL is missing or the backend cannot start.
     """
 
-    def __init__(self, name: str, backend: str, parameters: Mapping[str, str]) -> None:
+    def __init__(self, name: str, backend: str, parameters: Mapping[str, str], max_bytes: int | None = None) -> None:
         self._name = name
+        self._max_bytes = max_bytes
         self._backend, self._parameters = backend, dict(parameters)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Transfer] = deque()
         self._posted: list[_Transfer] = []
-        self._pieces_posted = 0
+        self._pieces_posted = self._bytes_posted = 0
         self._arenas: list[tuple[int, int, Bytes]] = []  # first address, last + 1, and the array to keep it mapped
         self._stopping = False
         started: Future[None] = Future()
@@ -115,7 +124,9 @@ class NixlFiles:
 
     def transfer(self, operation: Operation, pieces: Sequence[Piece]) -> Future[None]:
         """Move pieces; the future raises StoreError, without saying which of them failed, when none is under way any more."""
-        transfer = _Transfer(operation, pieces)
+        memory = np.array([(piece.memory.ctypes.data, piece.memory.nbytes, 0) for piece in pieces], dtype=np.uint64)
+        files = np.array([(piece.offset, piece.memory.nbytes, piece.fd) for piece in pieces], dtype=np.uint64)
+        transfer = _Transfer(operation, memory, files, int(memory[:, 1].sum()))
         self._inbox.put(lambda: self._waiting.append(transfer))
         return transfer.future
 
@@ -145,8 +156,8 @@ class NixlFiles:
         started.set_result(None)
         while not (self._stopping and not self._waiting and not self._posted and self._inbox.empty()):
             self._take_commands()
-            self._post_waiting()
             self._check_posted()
+            self._post_waiting()
         del self._agent
 
     def _take_commands(self) -> None:
@@ -161,33 +172,36 @@ class NixlFiles:
             return
 
     def _post_waiting(self) -> None:
+        """Begin what may begin, and make the one after that ready."""
         while self._waiting:
             transfer = self._waiting[0]
-            if self._posted and self._pieces_posted + len(transfer.pieces) > MAX_PIECES:
-                return
+            try:
+                self._prepare(transfer)
+                if self._posted and not self._fits(transfer):
+                    return
+                self._agent.transfer(transfer.handle)
+            except Exception as error:
+                self._waiting.popleft()
+                self._end(transfer, error)
+                continue
             self._waiting.popleft()
-            self._post(transfer)
+            self._posted.append(transfer)
+            self._pieces_posted += len(transfer.memory)
+            self._bytes_posted += transfer.nbytes
 
-    def _post(self, transfer: _Transfer) -> None:
-        count = len(transfer.pieces)
-        memory = np.zeros((count, 3), dtype=np.uint64)
-        files = np.empty((count, 3), dtype=np.uint64)
-        for row, piece in enumerate(transfer.pieces):
-            memory[row, 0] = piece.memory.ctypes.data
-            memory[row, 1] = piece.memory.nbytes
-            files[row] = piece.offset, piece.memory.nbytes, piece.fd
-        try:
-            if count > MAX_PIECES:
-                raise ValueError(f"{count} pieces in one transfer; at most {MAX_PIECES} may be")
-            agent = self._agent
-            local, remote = agent.get_xfer_descs(memory, "DRAM"), agent.get_xfer_descs(files, "FILE")
-            transfer.handle = agent.initialize_xfer(transfer.operation, local, remote, self._name, backends=[self._backend])
-            agent.transfer(transfer.handle)
-        except Exception as error:
-            self._end(transfer, error)
+    def _fits(self, transfer: _Transfer) -> bool:
+        if self._max_bytes is not None and self._bytes_posted + transfer.nbytes > self._max_bytes:
+            return False
+        return self._pieces_posted + len(transfer.memory) <= MAX_PIECES
+
+    def _prepare(self, transfer: _Transfer) -> None:
+        if transfer.handle is not None:
             return
-        self._posted.append(transfer)
-        self._pieces_posted += count
+        if len(transfer.memory) > MAX_PIECES:
+            raise ValueError(f"{len(transfer.memory)} pieces in one transfer; at most {MAX_PIECES} may be")
+        agent = self._agent
+        local, remote = agent.get_xfer_descs(transfer.memory, "DRAM"), agent.get_xfer_descs(transfer.files, "FILE")
+        transfer.handle = agent.initialize_xfer(transfer.operation, local, remote, self._name, backends=[self._backend])
 
     def _check_posted(self) -> None:
         for transfer in list(self._posted):
@@ -198,7 +212,8 @@ class NixlFiles:
             except Exception as error:
                 failure = error
             self._posted.remove(transfer)
-            self._pieces_posted -= len(transfer.pieces)
+            self._pieces_posted -= len(transfer.memory)
+            self._bytes_posted -= transfer.nbytes
             self._end(transfer, failure)
 
     def _end(self, transfer: _Transfer, failure: Exception | None) -> None:

@@ -492,7 +492,7 @@ def test_many_readers_and_writers_at_once(open_store: OpenStore) -> None:
 
 
 def test_a_closed_reader_withdraws_what_has_not_begun(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(read_threads=1, batch_bytes=1)
+    store = open_store(io="plain", read_threads=1, batch_bytes=1)
     blocks = make_blocks(PAGED, 6)
     store.write(blocks).result()
     targets = emptied(blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +97,29 @@ def test_a_backend_without_its_plug_in_is_named_once(tmp_path: Path, io: str) ->
     with pytest.raises(StoreError, match=rf"libplugin_{io.upper()}\.so") as failed:
         DirectoryStore(tmp_path, PAGED, FINGERPRINT, DirectorySettings(io=io))  # type: ignore[arg-type]
     assert str(failed.value).count("cannot start") == 1
+
+
+def test_no_more_is_under_way_than_may_be_and_the_next_begins_by_itself(tmp_path: Path) -> None:
+    """Six reads of 1 MiB are asked for at once, two may be under way; those who asked do nothing in between."""
+    nixl = NixlFiles("bounded", "POSIX", {"use_uring": "true"}, max_bytes=2 * MIB)
+    try:
+        content = np.random.default_rng(0).integers(0, 256, 6 * MIB, dtype=np.uint8)
+        (tmp_path / "file").write_bytes(content.tobytes())
+        memory = allocate(6 * MIB)
+        nixl.register(memory)
+        files = nixl.adopt([os.open(tmp_path / "file", os.O_RDONLY | os.O_DIRECT)], 6 * MIB)
+        most: list[int] = []
+        real = nixl._agent.transfer
+        nixl._agent.transfer = lambda handle: most.append(len(nixl._posted) + 1) or real(handle)
+        pieces = [Piece(files.fds[0], i * MIB, memory[i * MIB : (i + 1) * MIB]) for i in range(6)]
+        gate = threading.Event()
+        nixl._inbox.put(lambda: gate.wait(30) and None)
+        futures = [nixl.transfer("READ", [piece]) for piece in pieces]
+        gate.set()
+        for future in futures:
+            future.result(30)
+        assert len(most) == 6 and max(most) == 2
+        assert np.array_equal(memory, content)
+        nixl.release(files)
+    finally:
+        nixl.close()
