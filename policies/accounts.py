@@ -26,6 +26,7 @@ class EngineAccount:
 
     `available`: it and its gateway have reported recently and the node is not drained. `accounted_hbm_tokens` is the part of a decode
     engine's tokens whose memory is promised; `accounted_s` the predicted time of a prefill engine's requests (0 without a cost curve).
+    `turn` grows with each request of a decode engine; it begins at another parity than its neighbour's (read mode `alternate`).
     """
 
     load: EngineLoad
@@ -40,6 +41,7 @@ class EngineAccount:
     accounted_hbm_tokens: int = 0
     accounted_s: float = 0.0
     last_chosen: int = 0
+    turn: int = 0
     request_ids: dict[str, None] = field(default_factory=dict)
     engine_id: str = field(init=False)
     group: str = field(init=False)

@@ -86,7 +86,8 @@ class SchedulerCore:
         """Take an engine's report; the first one registers it. An engine that changed node or role is a new engine."""
         engine = self._engines.get(load.engine_id)
         if engine is None:
-            engine = self._engines[load.engine_id] = EngineAccount(load, self._node(load.node_id))
+            engine = EngineAccount(load, self._node(load.node_id), turn=len(self._engines))
+            self._engines[load.engine_id] = engine
         elif (engine.load.node_id, engine.load.role, engine.load.group) != (load.node_id, load.role, load.group):
             raise PolicyError(f"engine {load.engine_id} reports another node, role or group; remove it first")
         self._decode.withdraw(engine)  # its account is about to change; _refresh_engine puts it back
@@ -271,7 +272,7 @@ class SchedulerCore:
             if demand.resident:
                 demand = self._without_lost_nodes(demand)
             if settings.recompute:
-                demand = self._with_loaded_prefix(demand, prefill, decode_node)
+                demand = self._with_loaded_prefix(demand, prefill, decode)
             plan = plan_reads(
                 demand,
                 self._candidate(node),
@@ -280,7 +281,7 @@ class SchedulerCore:
                 settings.read_mode,
                 settings.min_split_blocks,
                 settings.use_resident,
-                self._turn,
+                decode.turn,
             )
             assignment = Assignment(request_id, prefill_id, node.node_id, decode.engine_id, decode_node.node_id, plan)
             self._account(demand, assignment)
@@ -387,12 +388,12 @@ class SchedulerCore:
         usable = {node: at for node, at in demand.resident.items() if node in self._node_reports and node not in self._draining}
         return demand if len(usable) == len(demand.resident) else replace(demand, resident=usable)
 
-    def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_node: NodeAccount) -> RequestDemand:
+    def _with_loaded_prefix(self, demand: RequestDemand, engine: EngineAccount, decode_engine: EngineAccount) -> RequestDemand:
         cost = self._cost(engine)
         if not (cost.per_token_s or cost.per_pair_s):
             return demand
-        prefill, decode = self._candidate(engine.node), self._candidate(decode_node)
-        sources = reading_sides(self.settings.read_mode, prefill, decode, demand.hit_blocks, self._turn)
+        prefill, decode = self._candidate(engine.node), self._candidate(decode_engine.node)
+        sources = reading_sides(self.settings.read_mode, prefill, decode, demand.hit_blocks, decode_engine.turn)
         return with_loaded_prefix(demand, sources, cost, engine.accounted_s)
 
     def _cost(self, engine: EngineAccount) -> AttentionTimeModel:
@@ -448,6 +449,7 @@ class SchedulerCore:
         prefill.last_chosen = decode.last_chosen = self._turn
         prefill.add(request_id, tokens, seconds)
         decode.add(request_id, kv_tokens)
+        decode.turn += 1
         promised = kv_tokens if self.settings.hbm_promise == "assignment" else 0
         decode.promise(promised)
         self._prefill.refresh(prefill)

@@ -2,7 +2,8 @@
 
 Intent: keep every storage NIC of the cluster equally busy, so that a request's hit KV is complete as early as possible.
 Inputs: the request, the chosen prefill and decode node, candidate nodes with their read queue, bandwidth and free slots.
-Modes: `prefill_only` (Basic), `alternate` (the two sides in turn: the paper's dual path without its scheduling), `shorter_queue`
+Modes: `prefill_only` (Basic), `alternate` (the two sides in turn: the paper's dual path without its scheduling; each decode engine has
+turns of its own, since with one turn for all and engines in turn too, every other node would read nothing), `shorter_queue`
 (paper section 6: the side whose read queue is shorter; ties go to the decode node, where the bytes are needed anyway and the
 prefill-to-decode copy is saved), `split` and `pool` (water filling, policies/water_filling.py, over the
 two sides or over any node).
@@ -40,7 +41,7 @@ def plan_reads(
 ) -> ReadPlan:
     """A plan that covers each hit block exactly once, in order.
 
-    `others` matter in mode `pool` only; `turn` counts requests for mode `alternate`.
+    `others` matter in mode `pool` only; `turn` counts the decode engine's requests for mode `alternate`.
     """
     resident = _resident_nodes(request, prefill.node_id, decode.node_id) if use_resident else {}
     shares = _shares(request, request.hit_blocks - len(resident), prefill, decode, others, mode, min_split_blocks, turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -514,3 +515,11 @@ def test_a_node_that_has_not_measured_its_bandwidth_takes_part_in_the_pool() -> 
     core.submit(demand("a", hit_blocks=15))
     (assignment,) = core.decide(0.0)
     assert [segment.node_id for segment in assignment.read_plan.segments] == ["new"]
+
+
+def test_sides_in_turn_and_engines_in_turn_use_every_storage_nic() -> None:
+    core = cluster(2, 4, per_node=1, read_mode="alternate", placement="round_robin")
+    for i in range(16):
+        core.submit(demand(f"r{i}", prompt=129, hit_blocks=2))
+    reads = Counter(segment.node_id for made in core.decide(0.0) for segment in made.read_plan.segments)
+    assert reads == {"p0": 4, "p1": 4, "d0": 2, "d1": 2, "d2": 2, "d3": 2}
