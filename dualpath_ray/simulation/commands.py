@@ -19,6 +19,7 @@ from dualpath_ray.commands.options import new_file, positive
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.cluster_spec import parse_nodes
 from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.kept_cells import KeptCells
 from dualpath_ray.simulation.reference import EXPERIMENTS
 
 TTFT_S, TPOT_S = 4.0, 0.05
@@ -123,15 +124,25 @@ def simulate(
     "--online-seconds", type=float, callback=positive, default=2400.0, show_default=True, help="Simulated length of each online run."
 )
 @click.option("--jobs", type=click.IntRange(1), help="Settings simulated at once.  [default: the number of cores]")
+@click.option("--resume", type=click.Path(dir_okay=False), help="Keep finished settings in this file, and do not simulate those it has.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--plots", type=click.Path(file_okay=False), help="Write plots to this directory.")
-def reproduce(experiment: str, max_agents: int | None, online_seconds: float, jobs: int | None, as_json: bool, plots: str | None) -> None:
+def reproduce(
+    experiment: str,
+    max_agents: int | None,
+    online_seconds: float,
+    jobs: int | None,
+    resume: str | None,
+    as_json: bool,
+    plots: str | None,
+) -> None:
     """Run the paper's experiments and print ours beside the paper's."""
     from dualpath_ray.simulation import reproduce as module
 
     console = Console(stderr=True)
     jobs = jobs or os.cpu_count() or 1
-    reproduction = module.Reproduction(lambda line: console.print(line, highlight=False), online_seconds, jobs)
+    kept = KeptCells(resume, online_seconds) if resume else None
+    reproduction = module.Reproduction(lambda line: console.print(line, highlight=False), online_seconds, jobs, kept)
     cells = reproduction.cells(experiment, max_agents)
     document = module.document(cells)
     if plots:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
 from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.kept_cells import KeptCells
 from dualpath_ray.simulation.reference import ReferenceCell, reference_cells
 
 APS_GRID = {"ds-660b": tuple(round(0.05 * i, 2) for i in range(2, 13)), "ds-27b": (0.25, 0.3, 0.4, 0.5, 0.6, 0.75)}
@@ -23,12 +24,14 @@ Cell = dict[str, Any]
 class Reproduction:
     """Simulates the paper's experiments, each distinct setting once, in `jobs` processes.
 
-    `online_s` is the simulated length of an online run; `note` gets a line whenever a setting is done.
+    `online_s` is the simulated length of an online run; `note` gets a line whenever a setting is done. With `kept`, settings it has are not
+    simulated, and it gets those that are.
     """
 
     note: Callable[[str], None] = lambda _: None
     online_s: float = 3600.0
     jobs: int = 1
+    kept: KeptCells | None = None
 
     def cells(self, experiment: str, most_agents: int | None = None) -> list[Cell]:
         """All cells of an experiment (or `all`) with `ours` filled in; settings with more agents than `most_agents` are left out."""
@@ -41,10 +44,21 @@ class Reproduction:
             settings.setdefault(_setting(cell), []).append(cell)
         largest_first = sorted(settings.values(), key=lambda cells: -(cells[0].agents or ONLINE_COUNTS_AS))
         filled: dict[ReferenceCell, Cell] = {}
+        left = []
+        for cells in largest_first:
+            known = self.kept.find(cells) if self.kept else None
+            if known is None:
+                left.append(cells)
+            else:
+                filled |= zip(cells, known, strict=True)
+        if len(left) < len(settings):
+            self.note(f"{len(settings) - len(left)} of {len(settings)} were simulated before")
         try:
-            for number, (cells, results) in enumerate(self._simulated(largest_first), 1):
+            for number, (cells, results) in enumerate(self._simulated(left), 1):
                 filled |= zip(cells, results, strict=True)
-                self.note(f"{number} of {len(settings)}: {_describe(cells[0])}")
+                if self.kept:
+                    self.kept.add(results)
+                self.note(f"{number} of {len(left)}: {_describe(cells[0])}")
         except KeyboardInterrupt:
             self.note("interrupted: the settings above are all there is")
         return [filled[cell] for cell in sorted(wanted, key=lambda c: (c.agents, c.mal)) if cell in filled]

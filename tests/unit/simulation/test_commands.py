@@ -10,9 +10,11 @@ from click.testing import CliRunner
 
 from dualpath_ray.cli import main
 from dualpath_ray.errors import ConfigError
-from dualpath_ray.simulation import planner
+from dualpath_ray.simulation import kept_cells, planner
+from dualpath_ray.simulation import reproduce as module
 from dualpath_ray.simulation.commands import bench_scheduler, plan, reproduce, simulate
 from dualpath_ray.simulation.experiment import Experiment, run
+from dualpath_ray.simulation.kept_cells import KeptCells
 from dualpath_ray.simulation.reference import EXPERIMENTS, ReferenceCell, reference_cells
 from dualpath_ray.simulation.reproduce import Reproduction, ablation_steps, document, ratios
 from dualpath_ray.simulation.scheduler_bench import bench
@@ -206,6 +208,29 @@ def test_settings_are_simulated_once_and_in_any_number_of_processes() -> None:
     done = Reproduction(note).fill(wanted)
     assert done == [cell for cell in alone if cell["agents"] == 2], "the largest were first"
     assert told[-1].startswith("interrupted")
+
+
+def test_an_interrupted_reproduction_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [ReferenceCell("fig7", "ds-27b", 1, 1, "32K", count, "ours", "jct_s", 100.0, 0.0) for count in (2, 1)]
+    file = tmp_path / "cells.jsonl"
+    done = Reproduction(kept=KeptCells(file, 60.0)).fill(cells[:1])
+    simulated: list[int] = []
+
+    def count_and_simulate(wanted: list[ReferenceCell], online_s: float) -> list[dict[str, object]]:
+        simulated.append(wanted[0].agents)
+        return simulate_cells(wanted, online_s)
+
+    simulate_cells = module._simulate
+    monkeypatch.setattr(module, "_simulate", count_and_simulate)
+    assert Reproduction(kept=KeptCells(file, 60.0)).fill(cells)[1:] == done
+    assert simulated == [1]
+    Reproduction(kept=KeptCells(file, 30.0)).fill(cells)
+    assert simulated == [1, 2, 1], "online runs of another length are others"
+    monkeypatch.setattr(kept_cells, "build", lambda: "another")
+    assert KeptCells(file, 60.0).find(cells) is None
+    file.write_text("{}\n")
+    result = CliRunner().invoke(reproduce, ["fig13", "--resume", str(file)])
+    assert isinstance(result.exception, ConfigError) and "line 1" in str(result.exception)
 
 
 def test_reproduce_and_plots(tmp_path: Path) -> None:
