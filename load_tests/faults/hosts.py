@@ -17,6 +17,7 @@ from load_tests.testbed.ray_nodes import RayNodes
 from load_tests.testbed.spec import TestbedSpec
 from load_tests.testbed.storage_server import StorageServer
 
+BUCKET = "kvcache"  # where the system under test stores its blocks
 SLOW = 10  # a slow link has this part of its rate
 
 
@@ -72,7 +73,8 @@ class Hosts:
                 os.kill(pid, signal.SIGKILL)
 
     def start_store(self) -> None:
-        self.storage.start([])
+        """Returns when a PUT works again, which takes the server seconds."""
+        self.storage.start([BUCKET])
 
 
 def _ends(link: str) -> tuple[str, Any]:

@@ -24,6 +24,7 @@ from load_tests.faults.hosts import Hosts
 from load_tests.faults.load import Load
 from load_tests.faults.throughput import RECOVERED, WINDOW_S
 from load_tests.faults.watch import WatchedCalls, reach
+from load_tests.testbed.errors import TestbedError
 
 BACK_TIMEOUT_S = 120.0
 RECOVERY_TIMEOUT_S = 20.0
@@ -34,8 +35,8 @@ Repair = Callable[[], Awaitable[None]]
 
 @dataclass(slots=True)
 class Outcome:
-    """One fault as it went. Times are time.monotonic(); `restart_s` is from the fault to the new process's registration, `own_s` the part
-    of it that the new process itself took to come up."""
+    """One fault as it went. Times are time.monotonic(); `restart_s` is from the fault to the new process's registration (of the storage
+    server: to a PUT that works), `own_s` the part of it that the new process itself took to come up."""
 
     fault: Fault
     aimed: bool = True  # a request was seen in the wanted phase
@@ -124,7 +125,7 @@ class Injector:
         await asyncio.sleep(fault.hold_s)
         try:
             await repair()
-        except (TimeoutError, DualPathError) as error:
+        except (TimeoutError, DualPathError, TestbedError) as error:
             outcome.trouble.append(f"{fault} was not repaired: {error or type(error).__name__}")
         outcome.repaired = time.monotonic()
 
@@ -245,7 +246,12 @@ class Injector:
 
     async def _kill_store(self, outcome: Outcome) -> Repair:
         await asyncio.to_thread(self._network.kill_store)
-        return lambda: asyncio.to_thread(self._network.start_store)
+
+        async def start_again() -> None:
+            await asyncio.to_thread(self._network.start_store)
+            outcome.restart_s = time.monotonic() - outcome.at
+
+        return start_again
 
     async def _cut(self, outcome: Outcome) -> Repair:
         link = outcome.fault.target

@@ -13,6 +13,7 @@ from pathlib import Path
 from deploy.http_api.proxy import CALLBACK, VARIABLE
 from dualpath_ray.models.tiny import make_tiny_model
 from load_tests.faults.driver import VOCABULARY
+from load_tests.faults.hosts import BUCKET
 from load_tests.faults.job import Answer, Job
 from load_tests.testbed.errors import TestbedError
 from load_tests.testbed.ray_nodes import ROOT
@@ -89,18 +90,18 @@ def run_local(job: Job) -> Answer:
 
 def run_testbed(job: Job, spec: TestbedSpec = SPEC, logs: Path | None = None) -> Answer:
     """On hosts of their own, with links and a storage server that fail too. Their Ray logs go to `logs`."""
-    with open_testbed(spec, ["kvcache"], ray_env=RAY_ENV) as testbed:
+    with open_testbed(spec, [BUCKET], ray_env=RAY_ENV) as testbed:
         model = _model(testbed.folder)
         endpoint = _store_proxy(testbed)
         ucx = {**UCX, "TCP_USER_TIMEOUT": f"{TCP_USER_TIMEOUT_S}s"}
         overrides = [
-            *testbed.overrides("kvcache"),
+            *testbed.overrides(BUCKET),
             *COMMON,
             "cluster.namespace=faults",
             f"cluster.prefill_nodes={NODES}",
             f"cluster.decode_nodes={NODES}",
             f"model.spec={model}",
-            f"storage.s3={{bucket: kvcache, endpoint: '{endpoint}', anonymous: true, request_timeout_s: 5}}",
+            f"storage.s3={{bucket: {BUCKET}, endpoint: '{endpoint}', anonymous: true, request_timeout_s: 5}}",
             "transfer.push_timeout_s=10",
             f"transfer.ucx={{{', '.join(f'{name}: {value}' for name, value in ucx.items())}}}",
             f"transfer.late_write_s={LATE_WRITE_S}",
