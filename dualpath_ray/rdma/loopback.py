@@ -72,8 +72,8 @@ class LoopbackCopier:
         except self._verbs.PyverbsError as error:
             raise TransferError(f"the card refused to copy: {error}") from error
 
-    def wait(self, timeout_s: float = 30.0) -> None:
-        """Until all copies of the posted chain have landed. Raises TransferError."""
+    def wait(self, timeout_s: float = 30.0, pause_s: float = 0.0) -> None:
+        """Until all copies of the posted chain have landed, with pauses between looks. Raises TransferError."""
         deadline = time.monotonic() + timeout_s
         while True:
             count, completions = self._near.completions.poll(1)
@@ -81,6 +81,8 @@ class LoopbackCopier:
                 break
             if time.monotonic() > deadline:
                 raise TransferError(f"copies through {self._near.port.ucx_name} did not end within {timeout_s:.0f} s")
+            if pause_s:
+                time.sleep(pause_s)
         if completions[0].status:
             raise TransferError(f"copies through {self._near.port.ucx_name} failed with status {completions[0].status}")
 

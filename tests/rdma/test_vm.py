@@ -24,7 +24,7 @@ GUEST = Path(__file__).with_name("guest")
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT_S = 15 * 60
 TEST_LIMIT_S = 400
-ORDER = ("discovery", "verbs", "nixl", "doctor", "prefill")  # the slowest last
+ORDER = ("discovery", "verbs", "classes", "nixl", "doctor", "prefill")  # the slowest last
 
 pytestmark = [
     pytest.mark.timeout(TIME_LIMIT_S + 60),
