@@ -119,10 +119,10 @@ def test_kv_over_rdma_keeps_to_its_class() -> None:
                 shown = subprocess.run(source.command, capture_output=True, text=True, check=True).stdout
                 assert all(finding.ok for finding in source.compare(shown)), shown
             for load in (nullcontext, kv_load):
-                before, start = class_bytes(), time.monotonic()
                 with load():
+                    before, start = class_bytes(), time.monotonic()
                     times = exchange_times()
-                seconds, after = time.monotonic() - start, class_bytes()
+                    seconds, after = time.monotonic() - start, class_bytes()
                 sent = {number: after[number] - before[number] for number in after}
                 figures[f"{'two classes' if classes else 'one queue'}, {'with' if load is kv_load else 'without'} KV"] = {
                     "mean_ms": 1e3 * statistics.mean(times),
