@@ -34,7 +34,7 @@ ONE, TWO = "blue", "dark_orange"
 @click.option("--count", type=click.IntRange(1), help="Stop after this many looks and leave the last one on the screen.")
 def command(url: str, key: str, interval: float, count: int | None) -> None:
     """Show a running service: nodes, both paths, requests and events."""
-    headers = {"authorization": f"Bearer {key}".encode()} if key else {}
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
     try:
         client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
     except httpx.InvalidURL as error:
@@ -64,11 +64,10 @@ def fetch(http: httpx.Client) -> dict[str, Any]:
         raise DualPathError(f"{http.base_url} does not answer ({error}); {advice}") from error
     if answer.status_code in (401, 403):
         raise DualPathError(f"{http.base_url} asks for an API key: give it by --key or DUALPATH_API_KEY")
-    status: Any = None
+    status: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
-        status = answer.json()
-    if not isinstance(status, dict):
-        status = {}
+        found = answer.json()
+        status = found if isinstance(found, dict) else {}
     if "processes" not in status:
         raise DualPathError(
             f"{http.base_url} has no status to show (HTTP {answer.status_code}): {status.get('reason', 'is it this service?')}"
