@@ -13,6 +13,8 @@ UDP, ROCE_PORT = 17, 4791
 SEND_FIRST, RDMA_WRITE_FIRST, RDMA_WRITE_ONLY_IMMEDIATE, RDMA_READ_REQUEST = 0x00, 0x06, 0x0B, 0x0C
 DATA = range(RDMA_WRITE_FIRST, RDMA_WRITE_ONLY_IMMEDIATE + 1)  # opcodes of reliable-connection writes
 READ_RESPONSES = range(0x0D, 0x11)
+RDMA_WRITE_ONLY = 0x0A
+EMPTY_WRITE_BYTES = 8 + 12 + 16 + 4  # UDP, base transport and RDMA headers, checksum: UCX looks with such writes whether an idle peer lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Packet:
 
 
 class Capture:
-    """Counts the RoCEv2 packets that leave or reach an interface while the context is open."""
+    """Counts the RoCEv2 packets that leave or reach an interface while the context is open, but no writes of nothing."""
 
     def __init__(self, interface: str) -> None:
         self.packets: Counter[Packet] = Counter()
@@ -66,6 +68,10 @@ class Capture:
                 if self._stop.is_set():  # only when the wire is quiet: nothing of what was sent is missed
                     return
                 continue
-            if frame[12:14] == IPV4 and frame[23] == UDP and int.from_bytes(frame[36:38]) == ROCE_PORT:
+            if frame[12:14] == IPV4 and frame[23] == UDP and int.from_bytes(frame[36:38]) == ROCE_PORT and not _empty_write(frame):
                 source, destination = (socket.inet_ntoa(frame[start : start + 4]) for start in (26, 30))
                 self.packets[Packet(source, destination, frame[15], frame[42])] += 1
+
+
+def _empty_write(frame: bytes) -> bool:
+    return frame[42] == RDMA_WRITE_ONLY and int.from_bytes(frame[38:40]) <= EMPTY_WRITE_BYTES
