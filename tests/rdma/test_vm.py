@@ -42,7 +42,7 @@ def guest_tests() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """Every guest test with its failures (of its parameters), from one run of the machine."""
     reason = why_not()
     if reason is not None:
@@ -57,6 +57,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     code = Vm().run(command, out, TIME_LIMIT_S)
     log = (out / "output.log").read_text(errors="replace")
     print(log)
+    if (figures := out / "classes.json").exists():
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            for name, row in json.loads(figures.read_text(encoding="ascii")).items():
+                print(f"\n{name:24}", ", ".join(f"{key} {value:.2f}" for key, value in row.items()), end="", flush=True)
     results = out / "results.xml"
     assert results.exists(), f"pytest ended with {code} in the guest: {log[-3000:]}"
     return read_results(results)

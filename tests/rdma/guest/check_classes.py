@@ -1,8 +1,8 @@
 """Classes of a shaped link under RDMA: the rules that `dualpath qos render --fabric linux-tc` writes sort RoCE packets by their DSCP.
 
 Soft-RoCE sends through its interface's queueing discipline, so the token bucket arbitrates between the classes as it does over TCP. What an
-exchange in the model's class takes, with and without KV that fills the link, is printed and kept in /out/classes.json; nothing here fails
-because of a time.
+exchange in the model's class takes, with and without KV that fills the link, goes into /out/classes.json, which the host prints; nothing
+here fails because of a time.
 """
 
 from __future__ import annotations
@@ -133,5 +133,3 @@ def test_kv_over_rdma_keeps_to_its_class() -> None:
                 used = {number for number in LEAVES if sent[number] >= EXCHANGES * PIECE}
                 assert used == ({linux_tc.DEFAULT_CLASS, KV_CLASS} if classes and load is kv_load else {linux_tc.DEFAULT_CLASS}), sent
     Path("/out/classes.json").write_text(json.dumps(figures, indent=1), encoding="ascii")
-    for name, row in figures.items():
-        print(f"{name:24}", ", ".join(f"{key} {value:.2f}" for key, value in row.items()))
