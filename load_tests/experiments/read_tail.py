@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from load_tests.experiments.bench import open_bench
 from load_tests.experiments.experiment import Result, Say, Setup
 from load_tests.experiments.measure import Load
@@ -37,13 +39,19 @@ class ReadTailResult(Result):
             if len(times) == 2
         }
 
+    def ideal(self) -> dict[str, dict[str, float]]:
+        """The same ratios between queues that are served first come, first served and known exactly."""
+        return {load_name(share): ideal_ratios(share, self.setup.workload.spread) for share in UTILISATIONS}
+
     def figures(self) -> dict[str, Any]:
-        return {"read_s": self.read_s(), "split_over_shorter_queue": self.over_shorter_queue()}
+        return {"read_s": self.read_s(), "split_over_shorter_queue": self.over_shorter_queue(), "ideal": self.ideal()}
 
     def lines(self) -> list[str]:
         names = ("mean", "p50", "p90", "p99")
+        ideal = self.ideal()
         return [
-            f"NICs {load} used, split over shorter queue: " + ", ".join(f"{name} {ratio[name]:.2f}" for name in names)
+            f"NICs {load} used, split over shorter queue (ideal queues): "
+            + ", ".join(f"{name} {ratio[name]:.2f} ({ideal[load][name]:.2f})" for name in names)
             for load, ratio in self.over_shorter_queue().items()
         ]
 
@@ -52,8 +60,6 @@ class ReadTailResult(Result):
         return [f"split {ratio:.2f}"] if ratio < bound else []
 
     def plot(self, folder: Path) -> list[Path]:
-        import numpy as np
-
         from load_tests.experiments.plots import COLOURS, figure, label
 
         path = folder / "read_tail.png"
@@ -68,6 +74,30 @@ class ReadTailResult(Result):
                 axes.set_ylabel("share of requests that took no longer")
                 axes.legend(fontsize=8)
         return [path]
+
+
+def ideal_ratios(utilisation: float, spread: float, requests: int = 100_000) -> dict[str, float]:
+    """Mean and quantiles of `split`'s read times over `shorter_queue`'s for two storage NICs without latency or any other loss.
+
+    Poisson arrivals, lognormal sizes with mean 1 (seconds of one NIC). A model of two queues, to say what dividing can bring at most.
+    """
+    random = np.random.default_rng(1)
+    sizes = random.lognormal(-spread * spread / 2, spread, requests)
+    arrivals = np.cumsum(random.exponential(1 / (2 * utilisation), requests))
+    free = {"shorter_queue": [0.0, 0.0], "split": [0.0, 0.0]}  # when each NIC has done all that was given to it
+    took: dict[str, list[float]] = {mode: [] for mode in free}
+    for now, size in zip(arrivals.tolist(), sizes.tolist(), strict=True):
+        ends = free["shorter_queue"]
+        nic = min((0, 1), key=ends.__getitem__)
+        ends[nic] = max(ends[nic], now) + size
+        took["shorter_queue"].append(ends[nic] - now)
+        sooner, later = sorted(max(end, now) for end in free["split"])
+        end = min(sooner + size, (sooner + later + size) / 2)  # water filling: the second NIC helps once the first one's queue is as long
+        free["split"] = [end, max(later, end)]
+        took["split"].append(end - now)
+    times = {mode: np.array(values) for mode, values in took.items()}
+    ratios = {f"p{q}": float(np.percentile(times["split"], q) / np.percentile(times["shorter_queue"], q)) for q in (50, 90, 99)}
+    return {"mean": float(times["split"].mean() / times["shorter_queue"].mean()), **ratios}
 
 
 def load_name(utilisation: float) -> str:
