@@ -64,6 +64,7 @@ class StorageServer:
         command = ["sh", "-c", PRIVATE_TMP, weed(), str(self._folder)]
         command += ["server", "-dir=/tmp/data", f"-ip={host}", "-ip.bind=0.0.0.0", "-filer", "-s3", f"-s3.port={PORT}"]
         command += ["-master.volumeSizeLimitMB=1024", "-volume.max=64", "-master.telemetry=false"]
+        command += ["-master.electionTimeout=1s"]  # of one master with itself: by default a restarted server takes 20 s to serve
         with self._log.open("wb") as log:
             self._network.popen(STORAGE, command, stdout=log, stderr=log, cwd=self._folder)
         self._until_it_takes(buckets)
