@@ -105,7 +105,8 @@ def test_processes_of_a_host_end_with_it() -> None:
 
 
 HOLD = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it, and their children too
 from load_tests.testbed.network import Network
 from load_tests.testbed.spec import Nic, TestbedSpec
 with Network(TestbedSpec()) as network:
