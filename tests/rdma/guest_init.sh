@@ -2,9 +2,11 @@
 # The guest's only service: modules, two soft-RoCE devices, then /out/command.sh; its exit code goes to /out/exit_code.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 for word in $(cat /proc/cmdline); do
-  case $word in guest.modules=*) modules=${word#guest.modules=};; guest.nixl=*) nixl=${word#guest.nixl=};; esac
+  case $word in guest.modules=*) modules=${word#guest.modules=};; guest.nixl=*) nixl=${word#guest.nixl=};;
+    guest.checkout=*) checkout=${word#guest.checkout=};; esac
 done
-mount -t tmpfs t /run; mount -t tmpfs t /tmp
+mount -t tmpfs t /run; mkdir /run/checkout; mount --bind "$checkout" /run/checkout
+mount -t tmpfs t /tmp; mkdir -p "$checkout"; mount --bind /run/checkout "$checkout"  # it may lie in /tmp
 ln -sf /proc/self/fd /dev/fd; ln -sf fd/0 /dev/stdin; ln -sf fd/1 /dev/stdout; ln -sf fd/2 /dev/stderr
 mkdir -p /dev/shm /dev/pts /out; mount -t tmpfs s /dev/shm; mount -t devpts p /dev/pts
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=524288,cache=none out /out

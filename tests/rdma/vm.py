@@ -25,6 +25,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 GUEST_INIT = Path(__file__).with_name("guest_init.sh")
+CHECKOUT = Path(__file__).parents[2]
 QEMU = "qemu-system-x86_64"
 # The plain kernel: the one for clouds has neither rdma_rxe nor 9p.
 KERNEL = "linux-image-amd64"
@@ -105,7 +106,7 @@ class Vm:
         words = [
             "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable audit=0 net.ifnames=0",
             f"tsc_early_khz={khz}" if khz else "",
-            f"guest.init={GUEST_INIT} guest.modules={self.modules} guest.nixl={nixl_libraries()}",
+            f"guest.init={GUEST_INIT} guest.modules={self.modules} guest.nixl={nixl_libraries()} guest.checkout={CHECKOUT}",
         ]
         command = [QEMU, "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max", "-M", "q35", "-smp", "2", "-m", str(MEMORY_MB)]
         command += ["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nodefaults", "-net", "none"]
