@@ -34,8 +34,6 @@ def test_text_of_a_prefill_over_rdma_is_the_same() -> None:
     for source, destination in ((PREFILL_ADDRESS, DECODE_ADDRESS), (DECODE_ADDRESS, PREFILL_ADDRESS)):  # new KV, and hits
         sent = capture.dscps(source, DATA, destination)
         assert set(sent) == {18} and sent[18] > 10, (source, destination, sent)
-    # What the decode engine stores passes this wire too, because the guest sends nothing past it: to its own gateway, in its own class.
-    assert 10 in capture.dscps(DECODE_ADDRESS, DATA, DECODE_ADDRESS)
 
 
 async def _session(host: DecodeHost, turns: list[dict[str, list[int]]]) -> list[int]:
