@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 
 from dualpath_ray.models.tiny import make_tiny_model
-from tests.rdma.vm import Vm, why_not
+from tests.rdma.vm import CHECKOUT, Vm, why_not
 
 ENABLE = "DUALPATH_TEST_VM"
 GUEST = Path(__file__).with_name("guest")
-ROOT = Path(__file__).parents[2]
 TIME_LIMIT_S = 15 * 60
 TEST_LIMIT_S = 400
 ORDER = ("discovery", "verbs", "classes", "nixl", "doctor", "prefill")  # the slowest last
@@ -53,7 +52,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     options += " -o python_files=check_*.py --durations=0 -v -s --junitxml=/out/results.xml"
     environment = "OMP_NUM_THREADS=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"  # most plug-ins are only slow to import there
     files = " ".join(str(GUEST / f"check_{name}.py") for name in ORDER)
-    command = f"cd {ROOT}; {environment} {sys.executable} -m pytest {options} {files}"
+    command = f"cd {CHECKOUT}; {environment} {sys.executable} -m pytest {options} {files}"
     code = Vm().run(command, out, TIME_LIMIT_S)
     log = (out / "output.log").read_text(errors="replace")
     print(log)
