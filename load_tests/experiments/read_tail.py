@@ -8,6 +8,7 @@ the storage NICs can read. Dividing shortens the reading itself, not the wait be
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class ReadTailResult(Result):
         return [path]
 
 
+@cache
 def ideal_ratios(utilisation: float, spread: float, requests: int = 100_000) -> dict[str, float]:
     """Mean and quantiles of `split`'s read times over `shorter_queue`'s for two storage NICs without latency or any other loss.
 
