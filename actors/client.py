@@ -19,6 +19,7 @@ from typing import Any
 
 from actors.calls import SCHEDULER, ActorCalls
 from actors.messages import ModelFacts, Submission
+from actors.request_figures import RequestFigures
 from dualpath_ray.errors import BlockError, CancelledError, DeadlineExceededError, DualPathError, StoreError, UnansweredError
 from dualpath_ray.kv.keys import block_keys, root_key
 from dualpath_ray.messages import DecodeTask, Route
@@ -108,17 +109,15 @@ class ClusterClient:
 
         self._publishing = asyncio.get_running_loop().create_task(publish())
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+    async def generate(self, request: GenerationRequest, enough: asyncio.Event | None = None) -> AsyncGenerator[GenerationDelta, None]:
         """See `Generator.generate`. Retryable failures are retried until the request's deadline."""
         facts = await self.facts()
-        started = time.monotonic()
-        deadline = started + request.timeout
+        deadline = time.monotonic() + request.timeout
+        figures = RequestFigures(self._metrics, request)
         emitted: list[int] = []
-        first_at = 0.0
         epoch, suspect, use_stored = 0, "", True
         pause_s = FIRST_PAUSE_S
         outcome = "failed"
-        self._metrics.requests_active.inc()
         try:
             with tracing.span("request", request.trace, **_attributes(request)) as span:
                 while True:
@@ -131,14 +130,13 @@ class ClusterClient:
                     try:
                         async with aclosing(self._attempt(attempt, epoch, facts, suspect, use_stored)) as deltas:
                             async for delta in deltas:
-                                if not first_at:
-                                    first_at = time.monotonic()
-                                    self._metrics.ttft.observe(first_at - started, _exemplar(span.trace_id()))
                                 emitted += delta.tokens
-                                yield delta if delta.usage is None else replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
+                                if delta.usage is not None:
+                                    delta = replace(delta, usage=_whole(delta.usage, request, emitted, epoch))
+                                figures.note(delta, span.trace_id())
+                                yield delta
                                 if delta.finish_reason is not None:
                                     outcome = delta.finish_reason
-                                    self._count(delta.usage, len(emitted), started, first_at, span.trace_id())
                                     return
                         raise DualPathError(f"the stream of request {request.request_id} ended early")
                     except DualPathError as error:
@@ -154,14 +152,10 @@ class ClusterClient:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
+            outcome = "stop" if enough is not None and enough.is_set() else "cancelled"
             raise
         finally:
-            self._metrics.requests_active.dec()
-            self._metrics.requests.labels(outcome=outcome).inc()
-            if emitted:  # also where the client left, as the HTTP layer does at a stop string
-                self._metrics.tokens.labels(kind="prompt").inc(len(request.tokens))
-                self._metrics.tokens.labels(kind="generated").inc(len(emitted))
+            figures.end(outcome)
 
     async def _attempt(
         self, request: GenerationRequest, epoch: int, facts: ModelFacts, suspect: str, use_stored: bool
@@ -195,33 +189,10 @@ class ClusterClient:
             if not finished:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
 
-    def _count(self, usage: GenerationUsage | None, emitted: int, started: float, first_at: float, trace: str) -> None:
-        metrics = self._metrics
-        now, ttft = time.monotonic(), first_at - started
-        exemplar = _exemplar(trace)
-        if emitted > 1:
-            metrics.tpot.observe((now - first_at) / (emitted - 1), exemplar)
-        if usage is not None:
-            metrics.tokens.labels(kind="cached").inc(usage.cached_tokens)
-            metrics.tokens.labels(kind="computed").inc(usage.computed_tokens)
-            metrics.read.observe(usage.read_s)
-            metrics.prefill.observe(usage.prefill_s)
-            for side, nbytes in usage.read_bytes.items():
-                metrics.read_bytes.labels(side=side).inc(nbytes)
-            for side, seconds in usage.read_wait_s.items():
-                metrics.read_wait.labels(side=side).observe(seconds)
-            parts = {**usage.first_token_s, "handshake": max(0.0, ttft - sum(usage.first_token_s.values()))}
-            for part, seconds in parts.items():
-                metrics.ttft_part.labels(part=part).observe(seconds, exemplar)
-
     async def aclose(self) -> None:
         """End `publish_metrics`; there is nothing else to give back."""
         if self._publishing is not None:
             self._publishing.cancel()
-
-
-def _exemplar(trace: str) -> dict[str, str] | None:
-    return {"trace_id": trace} if trace else None
 
 
 def _attributes(request: GenerationRequest) -> dict[str, str | int | float]:

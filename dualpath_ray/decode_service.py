@@ -35,12 +35,7 @@ from dualpath_ray.grammars import Grammars
 from dualpath_ray.hedging import HedgeSettings, Hedging
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.kv.keys import block_keys
-from dualpath_ray.messages import (
-    DecodeTask,
-    Delivery,
-    LoadOutcome,
-    PersistBlock,
-)
+from dualpath_ray.messages import DecodeTask, Delivery, PersistBlock
 from dualpath_ray.persister import Persister, PoolBlock
 from dualpath_ray.pool_queue import PoolQueue
 from dualpath_ray.requests import FinishReason, GenerationDelta, GenerationUsage, TokenLogprobs
@@ -162,17 +157,18 @@ class DecodeService:
         try:
             first = await self._unless_cancelled(flow, self._arming.prefill(flow))
             flow.tokens.append(first.token)
-            yield GenerationDelta((first.token,), logprobs=(first.logprobs,) if first.logprobs else ())
+            yield GenerationDelta((first.token,), usage=flow.usage(self.geometry.block_tokens), logprobs=_told(first.logprobs))
             reason = flow.rule.reason(first.token, 1)
             await self._unless_cancelled(flow, self._take_over(flow, reason))
             if reason is not None:
-                yield GenerationDelta((), reason, self._usage(flow))
+                yield GenerationDelta((), reason, flow.usage(self.geometry.block_tokens))
                 return
             joined = time.monotonic()
-            async for delta in self._stream(flow):
-                if delta.finish_reason is not None:
-                    tracing.record("decode", request.trace, joined, time.monotonic(), engine=self.engine_id, tokens=len(flow.tokens))
-                yield delta
+            try:
+                async for delta in self._stream(flow):
+                    yield delta
+            finally:
+                tracing.record("decode", request.trace, joined, time.monotonic(), engine=self.engine_id, tokens=len(flow.tokens))
         except (CancelledError, GeneratorExit, asyncio.CancelledError):
             self.stats.cancelled_requests += 1
             raise
@@ -235,9 +231,9 @@ class DecodeService:
         local, *remote = await asyncio.gather(asyncio.shield(flow.delivery), *forwards.values())
         flow.lease, flow.delivery = None, None
         flow.remote_leases.clear()
-        self._note_read(flow, route.decode_node, local)
+        flow.note_read(route.decode_node, local)
         for node_id, outcome in zip(forwards, remote, strict=True):
-            self._note_read(flow, node_id, outcome)
+            flow.note_read(node_id, outcome)
         if reason is None:
             assert flow.pool_blocks is not None
             rules = None if request.sampling.plain else await self._rules(flow)
@@ -254,16 +250,10 @@ class DecodeService:
             LogitRules.of, request.sampling, request.tokens[:split], generated, self.model.vocab_size, self._grammars
         )
 
-    def _note_read(self, flow: Flow, node_id: str, outcome: LoadOutcome) -> None:
-        route = flow.task.route
-        side = "decode_node" if node_id == route.decode_node else "prefill_node" if node_id == route.prefill_node else "other_nodes"
-        flow.read_bytes[side] = flow.read_bytes.get(side, 0) + outcome.read_bytes
-        flow.read_s = max(flow.read_s, outcome.read_s)
-        if outcome.read_bytes:
-            flow.read_wait_s[side] = max(flow.read_wait_s.get(side, 0.0), outcome.first_s)
-
     async def _stream(self, flow: Flow) -> AsyncIterator[GenerationDelta]:
-        """Hand on tokens as they come, several at once when they came faster than they were taken."""
+        """Hand on tokens as they come, several at once when they came faster than they were taken. The first have the usage: the prompt's
+        reads have ended only now."""
+        usage: GenerationUsage | None = flow.usage(self.geometry.block_tokens)
         while True:
             try:
                 events = [await asyncio.wait_for(flow.events.get(), flow.time_left())]
@@ -281,28 +271,10 @@ class DecodeService:
                     logprobs.append(event.logprobs)
                 if event.finish_reason is not None:
                     flow.running = False
-                    yield GenerationDelta(tuple(tokens), event.finish_reason, self._usage(flow), tuple(logprobs))
+                    yield GenerationDelta(tuple(tokens), event.finish_reason, flow.usage(self.geometry.block_tokens), tuple(logprobs))
                     return
-            yield GenerationDelta(tuple(tokens), logprobs=tuple(logprobs))
-
-    def _usage(self, flow: Flow) -> GenerationUsage:
-        route, prompt = flow.task.route, len(flow.task.request.tokens)
-        cached = route.hit_blocks * self.geometry.block_tokens
-        return GenerationUsage(
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            computed_tokens=prompt - cached,
-            completion_tokens=len(flow.tokens),
-            read_bytes=dict(flow.read_bytes),
-            attempts=route.epoch + 1,
-            prefill_engine=route.prefill_engine,
-            decode_engine=route.decode_engine,
-            queue_s=route.queued_s + (flow.prefill.queued_s if flow.prefill else 0.0),
-            read_s=flow.read_s,
-            prefill_s=flow.prefill.computed_s if flow.prefill else 0.0,
-            read_wait_s=dict(flow.read_wait_s),
-            first_token_s=_first_token_s(flow),
-        )
+            yield GenerationDelta(tuple(tokens), usage=usage, logprobs=tuple(logprobs))
+            usage = None
 
     # ---- from the engine's thread
 
@@ -408,14 +380,5 @@ class DecodeService:
             log.debug("decode engine %s: the loop is closed", self.engine_id)
 
 
-def _first_token_s(flow: Flow) -> dict[str, float]:
-    """Where the time until the first token went, as far as engines and gateways know. Messages between them are in none of these."""
-    prefill = flow.prefill
-    if prefill is None:
-        return {}
-    return {
-        "queue": flow.task.route.queued_s + prefill.queued_s - prefill.awaited_s,
-        "allocate": flow.allocate_s,
-        "wire": prefill.awaited_s + prefill.waited_s,
-        "compute": prefill.computed_s - prefill.waited_s,
-    }
+def _told(logprobs: TokenLogprobs | None) -> tuple[TokenLogprobs, ...]:
+    return () if logprobs is None else (logprobs,)

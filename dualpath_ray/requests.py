@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -101,9 +102,10 @@ class GenerationUsage:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDelta:
-    """Newly generated tokens, in order. The last delta of a request has a finish_reason; `usage` is set on the last.
+    """Newly generated tokens, in order. The last delta of a request has a finish_reason.
 
-    `logprobs` has one entry per token if the request asked for them.
+    `usage` is set on the first delta, for a reader who leaves early, wherever more is known, and on the last. `logprobs` has one
+    entry per token if the request asked for them.
     """
 
     tokens: tuple[int, ...]
@@ -115,8 +117,11 @@ class GenerationDelta:
 class Generator(Protocol):
     """What serves requests: the cluster client in production, a single-process engine in tests."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+    def generate(self, request: GenerationRequest, enough: asyncio.Event | None = None) -> AsyncIterator[GenerationDelta]:
         """Stream the continuation. Closing the iterator cancels the request and frees everything it held.
+
+        A reader that leaves because it has all it wants, as at a stop string, sets `enough` first: the request has ended then and counts
+        as stopped.
 
         Raises InvalidRequestError, OverloadedError, DeadlineExceededError or another DualPathError.
         """

@@ -36,14 +36,15 @@ async def complete(
 ) -> AsyncGenerator[TextDelta, None]:
     """Generate `request`'s text, at most a piece every `interval_s`. Closing the result, or cancelling a wait for it, cancels the request.
 
-    A stop string ends the text and cancels what the generator would still produce. `usage.completion_tokens` counts the tokens whose
-    text was used. Raises what the generator raises, and DeadlineExceededError GRACE_S after the request's timeout.
+    A stop string ends the text, and the generator with it, which is told that this is no cancellation. `usage.completion_tokens` counts
+    the tokens whose text was used. Raises what the generator raises, and DeadlineExceededError GRACE_S after the request's timeout.
     """
     stream = TextStream(tokenizer, request, stop)
     known = GenerationUsage(len(request.tokens), cached_tokens=0, computed_tokens=0)
     deadline = asyncio.get_running_loop().time() + request.timeout + GRACE_S
     # A generator is what closing needs; the protocol promises no more than an iterator because it is also written as one.
-    generated = cast(AsyncGenerator[GenerationDelta, None], generator.generate(request))
+    enough = asyncio.Event()
+    generated = cast(AsyncGenerator[GenerationDelta, None], generator.generate(request, enough))
     try:
         async with aclosing(paced(generated, interval_s, deadline)) as deltas:
             async for delta in deltas:
@@ -51,7 +52,10 @@ async def complete(
                 if stream.finish_reason == "cancelled":
                     raise CancelledError(f"request {request.request_id} was cancelled by the cluster; send it again")
                 known = delta.usage or known
-                usage = None if stream.finish_reason is None else replace(known, completion_tokens=stream.tokens)
+                usage = None
+                if stream.finish_reason is not None:
+                    enough.set()
+                    usage = replace(known, completion_tokens=stream.tokens)
                 logprobs = tuple(zip(delta.tokens, delta.logprobs, strict=True))[: stream.shown] if delta.logprobs else ()
                 yield TextDelta(text, usage, stream.finish_reason, logprobs)
                 if stream.finish_reason is not None and delta.finish_reason is None:

@@ -32,7 +32,7 @@ class HttpRoute:
         self.unclear: list[str] = []
         self.broken = 0  # connections that broke in mid-stream
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+    async def generate(self, request: GenerationRequest, enough: asyncio.Event | None = None) -> AsyncGenerator[GenerationDelta, None]:
         deadline = time.monotonic() + request.timeout
         answer = self._expected[request.tokens]
         wanted = self._tokenizer.decode(answer)

@@ -22,7 +22,7 @@ class EmulatedCluster:
         self._card, self._token_s, self._idle_tokens = card, token_s, idle_tokens
         self.running = 0
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+    async def generate(self, request: GenerationRequest, enough: asyncio.Event | None = None) -> AsyncIterator[GenerationDelta]:
         usage = GenerationUsage(len(request.tokens), 0, len(request.tokens))
         self.running += 1
         try:

@@ -83,17 +83,38 @@ async def test_greedy_text_is_the_same_streamed_or_whole_cold_or_cached(
     assert usage.model_extra["dualpath"]["computed_tokens"] == usage.prompt_tokens - cached  # type: ignore[index]
 
 
+async def test_an_answer_that_ends_at_a_stop_string_has_ended(
+    http: httpx.AsyncClient, api: openai.AsyncOpenAI, client: ClusterClient, shared: RunningCluster
+) -> None:
+    """Its usage is what that of any other answer is, and it is no cancelled request."""
+    name = (await client.describe()).served_name
+    options: dict[str, Any] = {"model": name, "prompt": f"stop {PROMPT}", "temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = await api.completions.create(**options, max_tokens=6)
+    await shared.settle(client)
+    before = {outcome: await ended(http, outcome) for outcome in ("cancelled", "stop")}
+    text = whole.choices[0].text
+    cut = await api.completions.create(**options, max_tokens=500, stop=text[len(text) // 2 :])
+    assert (cut.choices[0].finish_reason, cut.choices[0].text) == ("stop", text[: len(text) // 2])
+    assert cut.usage is not None and cut.usage.prompt_tokens_details is not None
+    cached = cut.usage.prompt_tokens_details.cached_tokens or 0
+    read = cut.usage.model_extra["dualpath"]["read_bytes"]  # type: ignore[index]
+    blocks = cached // shared.cluster.settings.model.block_tokens
+    assert blocks > 0 and sum(read.values()) == blocks * (await client.facts()).geometry.full_block_bytes
+    await shared.settle(client)
+    assert {outcome: await ended(http, outcome) for outcome in ("cancelled", "stop")} == {**before, "stop": before["stop"] + 1}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_lost_client_frees_everything(http: httpx.AsyncClient, client: ClusterClient, shared: RunningCluster, stream: bool) -> None:
     name = (await client.describe()).served_name
     body = {"model": name, "messages": MESSAGES, "max_tokens": 700, "ignore_eos": True, "stream": stream}
-    before = await cancelled(http)
+    before = await ended(http, "cancelled")
     call = asyncio.create_task(http.post("/v1/chat/completions", json=body))
     await shared.wait_for(client, lambda status: bool(status["running"]))
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     await shared.wait_for(client, lambda status: not status["running"])  # `client` checks that nothing else is left either
-    assert await cancelled(http) == before + 1
+    assert await ended(http, "cancelled") == before + 1
 
 
 async def test_metrics_say_where_the_first_token_s_time_went(
@@ -135,10 +156,10 @@ async def test_the_status_page_is_served_with_the_cluster_s_picture(
     assert status["processes"]["d0"]["figures"]["persisted_bytes"] > 0
 
 
-async def cancelled(http: httpx.AsyncClient) -> float:
+async def ended(http: httpx.AsyncClient, outcome: str) -> float:
     families = text_string_to_metric_families((await http.get("/metrics")).text)
     samples = [sample for family in families for sample in family.samples if sample.name == "dualpath_requests_total"]
-    return sum(sample.value for sample in samples if sample.labels["outcome"] == "cancelled")
+    return sum(sample.value for sample in samples if sample.labels["outcome"] == outcome)
 
 
 async def test_bad_requests_are_refused_and_the_service_lives_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,7 +12,7 @@ from actors.client import ClusterClient
 from actors.messages import Submission
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError, UnansweredError
 from dualpath_ray.messages import Route
-from dualpath_ray.requests import GenerationDelta, GenerationRequest
+from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage
 from tests.unit.actors.emulation import BLOCK, FACTS
 
 PROMPT = tuple(range(2 * BLOCK + 1))
@@ -34,7 +35,12 @@ class FailingCluster:
     async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[GenerationDelta, None]:
         if self.errors:
             raise self.errors.pop(0)
-        yield GenerationDelta((7,), "length")
+        usage = GenerationUsage(len(PROMPT), BLOCK, BLOCK + 1, read_bytes={"decode_node": 9}, first_token_s={"compute": 0.0})
+        if arguments[0].request.max_new_tokens == 1:
+            yield GenerationDelta((7,), "length", usage)
+        else:
+            yield GenerationDelta((7,), usage=usage)
+            await asyncio.Event().wait()
 
     def send(self, name: str, method: str, *arguments: Any) -> None:
         return
@@ -61,13 +67,23 @@ async def test_the_scheduler_is_told_who_did_not_answer() -> None:
     assert [submission.suspect for submission in submissions] == ["", "gateway-d0", ""]
 
 
-async def test_one_who_leaves_in_mid_stream_is_in_the_figures() -> None:
-    """As the HTTP layer does at a stop string."""
+@pytest.mark.parametrize("enough", [False, True])
+async def test_one_who_leaves_in_mid_stream_is_in_the_figures(enough: bool) -> None:
+    """Who has enough, as the HTTP layer has at a stop string, did not cancel. What was read and cached for either is told."""
     client = ClusterClient("unit-test", FailingCluster())  # type: ignore[arg-type]
-    deltas = client.generate(GenerationRequest("r", PROMPT, 5))
+    said = asyncio.Event()
+    deltas = client.generate(GenerationRequest("r", PROMPT, 5), said)
     await anext(deltas)
+    if enough:
+        said.set()
     await deltas.aclose()
     figures = client._metrics.render().splitlines()
-    assert 'dualpath_requests_total{outcome="cancelled"} 1.0' in figures
+    assert [line for line in figures if line.startswith("dualpath_requests_total")] == [
+        f'dualpath_requests_total{{outcome="{"stop" if enough else "cancelled"}"}} 1.0'
+    ]
+    assert "dualpath_requests_active 0.0" in figures
     assert "dualpath_ttft_seconds_count 1.0" in figures
+    assert 'dualpath_ttft_part_seconds_count{part="handshake"} 1.0' in figures
     assert 'dualpath_tokens_total{kind="generated"} 1.0' in figures
+    assert f'dualpath_tokens_total{{kind="cached"}} {BLOCK}.0' in figures
+    assert 'dualpath_kv_read_bytes_total{side="decode_node"} 9.0' in figures

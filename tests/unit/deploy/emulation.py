@@ -32,7 +32,7 @@ class EmulatedCluster:
     picture: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=lambda: {"status": "ok", "engines": 2})
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+    async def generate(self, request: GenerationRequest, enough: asyncio.Event | None = None) -> AsyncIterator[GenerationDelta]:
         self.requests.append(request)
         self.running.add(request.request_id)
         finished = False
