@@ -78,9 +78,9 @@ def _run(requests: Path, results: Path, settings: Settings, concurrency: int, te
     import ray
 
     from actors.cluster import Cluster, connect_ray
-    from deploy.stop_signals import raise_on_signals
+    from deploy.stop_signals import ending_with_ray, raise_on_signals
 
-    with ExitStack() as stack:
+    with ending_with_ray(), ExitStack() as stack:
         if connect_ray(settings):
             stack.callback(ray.shutdown)
         raise_on_signals()

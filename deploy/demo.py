@@ -85,13 +85,13 @@ def _play(settings: Settings, console: Console) -> Any:
 
     from deploy.demo_report import LiveView, Report
     from deploy.running_service import running_service
-    from deploy.stop_signals import raise_on_signals
+    from deploy.stop_signals import ending_with_ray, raise_on_signals
 
     started = time.monotonic()
     view = LiveView(Report(settings.model.name))
     with Live(view, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):
         view.status = "starting Ray, a prefill and a decode node with their gateways, the scheduler and the HTTP server ..."
-        with running_service(settings) as address:
+        with ending_with_ray(), running_service(settings) as address:
             raise_on_signals()
             try:
                 prompts = asyncio.run(_Demo(settings, address, view).run())

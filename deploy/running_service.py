@@ -26,14 +26,23 @@ APPLICATION = "dualpath"
 def running_service(settings: Settings) -> Iterator[str]:
     """Join or start Ray, start the engines and the HTTP application; yields the server's address, `http://host:port`.
 
-    At the end what was started here is stopped again, in reverse order. Raises ConfigError when something cannot start.
+    At the end requests under way are finished, and what was started here is stopped again, in reverse order. Raises ConfigError when
+    something cannot start.
     """
     with running_serve(settings, lambda: Cluster.start(settings).stop) as address:
         try:
-            serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
-        yield address
+            _deploy(settings)
+            yield address
+        finally:
+            # Its replicas finish what is under way, as long as the proxies still stand in front of them.
+            serve.delete(APPLICATION)
+
+
+def _deploy(settings: Settings) -> None:
+    try:
+        serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -51,8 +60,8 @@ def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = 
             stack.callback(ray.shutdown)
         stack.callback(start())
         serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
-        # Serve itself belongs to whoever runs Ray; on a cluster that we joined only our application goes.
-        stack.callback(serve.shutdown if own_ray else lambda: serve.delete(APPLICATION))
+        if own_ray:  # on a cluster that we joined, Serve itself belongs to whoever runs that
+            stack.callback(serve.shutdown)
         scheme = "https" if settings.serving.tls_certificate else "http"
         yield f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 

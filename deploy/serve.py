@@ -26,11 +26,11 @@ def command(settings: Settings, host: str | None, port: int | None) -> None:
     set_ray_defaults(settings.cluster.address)
     # Only now: importing Ray takes seconds, and it reads its environment then.
     from deploy.running_service import running_service
-    from deploy.stop_signals import raise_on_signals
+    from deploy.stop_signals import ending_with_ray, raise_on_signals
 
     raise_on_signals()
     try:
-        with running_service(settings) as address:
+        with ending_with_ray(), running_service(settings) as address:
             raise_on_signals()
             click.echo(f"serving {settings.model.name} at {address}/v1", err=True)
             signal.pause()
