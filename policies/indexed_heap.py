@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -60,19 +59,14 @@ class IndexedHeap:
             del self._keys[name]
         return name
 
-    def smallest(self, count: int) -> Iterator[str]:
-        """The first `count` names in order, each in O(log n). Entries must not change while this is consumed."""
+    def smallest(self, count: int) -> list[str]:
+        """The first `count` names in order, each in O(log n)."""
         taken: list[tuple[Any, str]] = []
-        try:
-            while len(taken) < count:
-                name = self.peek()
-                if name is None:
-                    break
-                taken.append((self._keys[name], name))
+        while len(taken) < count and (name := self.peek()) is not None:
+            record = (self._keys[name], name)
+            taken.append(record)
+            while self._heap and self._heap[0] == record:  # there may be several of the same state
                 heapq.heappop(self._heap)
-                while self._heap and self._heap[0] == taken[-1]:
-                    heapq.heappop(self._heap)  # a duplicate record of the same state
-                yield name
-        finally:
-            for record in taken:
-                heapq.heappush(self._heap, record)
+        for record in taken:
+            heapq.heappush(self._heap, record)
+        return [name for _, name in taken]

@@ -34,7 +34,7 @@ class ReadQueues:
 
     def first(self, count: int) -> list[str]:
         """The `count` nodes that drain first, or all if there are fewer."""
-        return list(self._order.smallest(count))
+        return self._order.smallest(count)
 
     def _forget(self, node_id: str) -> None:
         self._sum -= self._known.pop(node_id, 0.0)

@@ -12,7 +12,7 @@ import policies
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.reference import ReferenceCell
 
-DECIDE_NOTHING = {"commands", "exports", "kept_cells", "planner", "plots", "reference", "reproduce", "scheduler_bench"}
+DECIDE_NOTHING = {"commands", "compiled", "exports", "kept_cells", "planner", "plots", "reference", "reproduce", "scheduler_bench"}
 
 Cell = dict[str, Any]
 

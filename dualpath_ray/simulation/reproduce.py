@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from dualpath_ray.simulation.cluster_spec import ClusterSpec
+from dualpath_ray.simulation.compiled import use_compiled
 from dualpath_ray.simulation.experiment import Experiment, run
 from dualpath_ray.simulation.kept_cells import KeptCells
 from dualpath_ray.simulation.reference import ReferenceCell, reference_cells
@@ -68,7 +69,7 @@ class Reproduction:
         if self.jobs == 1:
             yield from ((cells, _simulate(cells, self.online_s)) for cells in settings)
             return
-        with ProcessPoolExecutor(self.jobs, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), initializer=use_compiled) as pool:
             running = {pool.submit(_simulate, cells, self.online_s): cells for cells in settings}
             try:
                 yield from ((running[done], done.result()) for done in as_completed(running))
