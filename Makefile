@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS ?= 1
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-rdma lint format docs check-deploy lock clean
+.PHONY: env demo test test-rdma lint format docs check-deploy audit lock clean
 
 env: $(STAMP)
 
@@ -58,6 +58,10 @@ docs: env
 # Every file under deploy/ that other programs read; CRDS=DIR names KubeRay's definitions.
 check-deploy: env
 	$(BIN)/python -m deploy.check --strict $(if $(CRDS),--crds $(CRDS))
+
+# Known vulnerabilities of the versions in constraints.txt; says so where they cannot be looked up (ARGS=--strict: and fails).
+audit: env
+	@$(BIN)/python scripts/audit.py $(ARGS)
 
 # Write constraints.txt anew from the versions that are installed in .venv now.
 lock:

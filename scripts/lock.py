@@ -31,6 +31,7 @@ def main() -> None:
                 dependency = str(canonicalize_name(requirement.name))
                 queue += [(dependency, ""), *((dependency, wanted) for wanted in requirement.extras)]
     del versions[PROJECT]
+    versions.pop("pip", None)  # of the virtual environment, which installs with it
     print("# Made by `make lock`. Installed with these versions, the tests pass.")
     print("\n".join(f"{name}=={version}" for name, version in sorted(versions.items())))
 

@@ -28,7 +28,6 @@ UNCHECKED = {
     "helm": "not there where the tests run",
     "kubectl": "not there where the tests run; deploy.check validates the manifests",
     "openssl": "has no way to check arguments without acting on them",
-    "pip-audit": "needs the advisory database",
     "promtool": "runs in a test where it is installed",
 }
 CHECKED = ("dualpath", "make", "python", "ray", "serve")
