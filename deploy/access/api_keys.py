@@ -90,7 +90,10 @@ def read_keys(path: Path) -> list[ApiKey]:
         raise ConfigError(f"API keys {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        raise ConfigError(f"API keys {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path} is no file of API keys (dualpath keys create makes one): {where and f'{where}: '}{first['msg']}"
+        ) from error
 
 
 def write_keys(path: Path, keys: list[ApiKey]) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from dualpath_ray.config.section import Count, Delay, Seconds, Section, Share
+from dualpath_ray.config.section import Count, Delay, Nodes, Seconds, Section, Share
 
 
 class AutoscalingSettings(Section):
@@ -22,10 +22,10 @@ class AutoscalingSettings(Section):
         default=0.7, description="Utilisation that a role is sized for when it grows, and keeps after it shrinks."
     )
     high_utilisation: Share = Field(default=0.85, description="A role grows when its utilisation is above this.")
-    least_prefill_nodes: Count = Field(default=1, description="Prefill nodes that are always kept.")
-    most_prefill_nodes: Count = Field(default=8, description="Prefill nodes at most.")
-    least_decode_nodes: Count = Field(default=1, description="Decode nodes that are always kept.")
-    most_decode_nodes: Count = Field(default=8, description="Decode nodes at most.")
+    least_prefill_nodes: Nodes = Field(default=1, description="Prefill nodes that are always kept.")
+    most_prefill_nodes: Nodes = Field(default=8, description="Prefill nodes at most.")
+    least_decode_nodes: Nodes = Field(default=1, description="Decode nodes that are always kept.")
+    most_decode_nodes: Nodes = Field(default=8, description="Decode nodes at most.")
     drain_timeout_s: Delay = Field(
         default=600.0,
         description="How long a node that leaves may take to finish its requests; what is left then goes on elsewhere.",

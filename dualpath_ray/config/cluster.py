@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import ByteSize, Field
 
-from dualpath_ray.config.section import Count, Delay, Seconds, Section
+from dualpath_ray.config.section import Count, Delay, Nodes, Seconds, Section
 from policies.pd_ratio import violations
 
 
 class ClusterSettings(Section):
     """The `cluster` section. A *node* here is one gateway with the engines beside it, all prefill or all decode."""
 
-    prefill_nodes: Count = Field(default=1, description="Nodes whose engines prefill.")
-    decode_nodes: Count = Field(default=1, description="Nodes whose engines decode.")
+    prefill_nodes: Nodes = Field(default=1, description="Nodes whose engines prefill.")
+    decode_nodes: Nodes = Field(default=1, description="Nodes whose engines decode.")
     engines_per_node: Count = Field(default=1, description="Engines beside each gateway, one per GPU.")
     placement: Literal["logical", "spread"] = Field(
         default="logical",

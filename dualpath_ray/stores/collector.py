@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,9 +75,12 @@ class Collector:
         self._wait_idle, self._closing = wait_idle, closing
 
     def collect(self, dry_run: bool = False) -> Round:
-        """One round, whether room is needed or not (orphans and leftovers go in any case). Raises StoreError."""
+        """One round, whether room is needed or not (orphans and leftovers go in any case). A dry run writes nothing, not even a lock.
+
+        Raises StoreError.
+        """
         start = time.monotonic()
-        with self._inventory.collecting() as alone:
+        with nullcontext(True) if dry_run else self._inventory.collecting() as alone:
             if not alone:
                 return Round(skipped="another process is collecting")
             entries = list(self._inventory.entries())

@@ -12,6 +12,7 @@ from dualpath_ray import cli
 from dualpath_ray.kv.keys import ROOT_TAG
 from dualpath_ray.stores.base import BlockBuffer
 from dualpath_ray.stores.directory import DirectoryStore
+from dualpath_ray.stores.directory_inventory import LOCK, DirectoryInventory
 from tests.unit.stores.conftest import FINGERPRINT, PAGED, block_path, make_blocks
 
 
@@ -69,8 +70,11 @@ def test_gc_makes_room_and_can_only_say_so(blocks: list[BlockBuffer], tmp_path: 
     count = (2 << 20) // bytes_of_one
     assert more.write(make_blocks(PAGED, count, seed=5)).result(20) == [None] * count
     more.close()
+    (tmp_path / "store" / LOCK).unlink()
+    before = sorted(tmp_path.rglob("*"))
     said = json.loads(call(tmp_path, "gc", "--json", "--dry-run", *room).stdout)
     assert said["evicted_blocks"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
     done = json.loads(call(tmp_path, "gc", "--json", *room).stdout)
     assert done["evicted_blocks"] == said["evicted_blocks"]
     assert json.loads(call(tmp_path, "stats", "--json").stdout)["bytes"] <= 1 << 20
@@ -78,10 +82,9 @@ def test_gc_makes_room_and_can_only_say_so(blocks: list[BlockBuffer], tmp_path: 
 
 
 def test_gc_beside_another_collector(blocks: list[BlockBuffer], tmp_path: Path) -> None:
-    from dualpath_ray.stores.directory_inventory import DirectoryInventory
-
     with DirectoryInventory(tmp_path / "store").collecting():
         busy = call(tmp_path, "gc")
+        assert call(tmp_path, "gc", "--dry-run").exit_code == 0
     assert busy.exit_code == 3
     assert "another process is collecting" in busy.stdout
 

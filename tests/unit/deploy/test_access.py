@@ -149,7 +149,7 @@ def test_the_file_is_read_again_and_a_broken_one_changes_nothing(key_file: Path)
     time.sleep(0.01)
     key_file.write_text("{")
     assert keys.find(first) is not None
-    with pytest.raises(ConfigError, match="API keys"):
+    with pytest.raises(ConfigError, match="is no file of API keys"):
         ApiKeys(key_file)
     time.sleep(0.01)
     write_keys(key_file, [])
