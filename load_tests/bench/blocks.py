@@ -20,13 +20,14 @@ from dualpath_ray.errors import StoreError
 from dualpath_ray.kv.geometry import KVGeometry
 from dualpath_ray.stores.base import BlockBuffer, BlockStore, Bytes
 from dualpath_ray.stores.block_format import BlockFormat, BlockHeader
-from dualpath_ray.transfer.memory import allocate
+from dualpath_ray.transfer.memory import HugePages, allocate
 
 LAYERS = 32
 HEAD_DIM = 64
 UNIT = LAYERS * 2 * HEAD_DIM * 2  # bytes of one token
 FINGERPRINT = "benchmark"
 REQUESTS, REQUEST_BLOCKS = 4, 16
+READS = 3  # of all blocks in a round, by each side
 
 
 class Unchecked(BlockFormat):
@@ -38,7 +39,7 @@ class Unchecked(BlockFormat):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`blocks` of one size in one array `arena`; `wanted` is a copy of their bytes, `depth` how many may be under way at once."""
+    """`blocks` of one size in one array `arena` of `pages`, `wanted` a copy of their bytes, `depth` how many may be under way."""
 
     block_bytes: int
     depth: int
@@ -46,6 +47,7 @@ class Case:
     blocks: Sequence[BlockBuffer]
     arena: Bytes
     wanted: Bytes
+    pages: HugePages
 
     @property
     def name(self) -> str:
@@ -60,18 +62,18 @@ class Case:
             raise StoreError("the store returned other bytes than were written")
 
 
-def make_case(block_bytes: int, depth: int, total_bytes: int) -> Case:
-    """Random blocks of about `block_bytes`, `total_bytes` in all, at least one."""
+def make_case(block_bytes: int, depth: int, total_bytes: int, pages: HugePages = "transparent") -> Case:
+    """Random blocks of about `block_bytes`, `total_bytes` in all, at least one. Pages are by default as in a gateway."""
     block_bytes = max(UNIT, block_bytes // UNIT * UNIT)
     geometry = KVGeometry(LAYERS, 1, HEAD_DIM, "bfloat16", block_bytes // UNIT)
     count = max(1, total_bytes // block_bytes)
     random = np.random.default_rng(0)
-    arena = allocate(count * block_bytes)
+    arena = allocate(count * block_bytes, pages)
     arena.view(np.uint64)[:] = random.integers(0, 1 << 63, arena.nbytes // 8, dtype=np.uint64)
     keys = [random.bytes(16) for _ in range(count + 1)]
     parts = arena.reshape(count, block_bytes)
     blocks = [BlockBuffer(keys[i + 1], keys[i], parts[i]) for i in range(count)]
-    return Case(block_bytes, depth, geometry, blocks, arena, arena.copy())
+    return Case(block_bytes, depth, geometry, blocks, arena, arena.copy(), pages)
 
 
 def timed(action: Callable[[], None]) -> float:
@@ -125,6 +127,11 @@ def latencies(load_one: Callable[[int], None], case: Case) -> list[float]:
     for thread in threads:
         thread.join()
     return seconds
+
+
+def in_turns(number: int, sides: Sequence[Callable[[], None]], times: int) -> list[Callable[[], None]]:
+    """The sides' actions `times` each, one after the other; who begins changes from time to time, and with the number of the round."""
+    return [act for turn in range(number, number + times) for act in (sides if turn % 2 == 0 else sides[::-1])]
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-MORE_PAIRS = 2  # in a round, besides the one whose checked read is compared with somebody else's
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from dualpath_ray.transfer.memory import HugePages
 from load_tests.bench import store_directory, store_s3
 from load_tests.bench.blocks import make_case, scratch
 from load_tests.bench.figures import show
@@ -42,6 +43,9 @@ NO_FIO = "fio is not installed, so vs_fio_read and vs_fio_write are missing (Deb
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=store_directory.THREADS, show_default=True, help="Reading, and writing, threads."
 )
+@click.option(
+    "--pages", type=click.Choice(["transparent", "off"]), default="transparent", show_default=True, help="Huge pages, ours and fio's."
+)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write a PNG of rates by block size and depth.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def command(
@@ -56,6 +60,7 @@ def command(
     io: Literal["auto", "nixl", "plain"],
     direct: Literal["auto", "on", "off"],
     threads: int,
+    pages: HugePages,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -68,7 +73,7 @@ def command(
     with Progress(console=console, transient=True) as progress, _service(kind, endpoint, parent) as service:
         task = progress.add_task("", total=len(sizes) * rounds)
         for block_bytes, depth in sizes:
-            case = make_case(block_bytes, depth, total_mib << 20)
+            case = make_case(block_bytes, depth, total_mib << 20, pages)
             progress.update(task, description=case.name)
             tick: Callable[[], None] = lambda: progress.advance(task)  # noqa: E731
             if kind == "s3":
@@ -80,6 +85,7 @@ def command(
     beside = "plain" if kind == "s3" else "fio"
     document = {
         "store": kind,
+        "pages": pages,
         **{name: _worst(cases, name) for name in (f"vs_{beside}_read", f"vs_{beside}_write")},
         "checksum_cost": statistics.median(case["checksum_cost"] for case in cases),
         "checksum_cost_quartiles": [statistics.median(case["checksum_cost_quartiles"][end] for case in cases) for end in (0, 1)],

@@ -21,8 +21,22 @@ import numpy as np
 
 from dualpath_ray.errors import StoreError
 from dualpath_ray.stores.s3 import S3Settings, S3Store, connect, load_client
-from load_tests.bench.blocks import FINGERPRINT, Case, Unchecked, latencies, load, load_requests, percentile, rate, ratio, save, timed
-from load_tests.bench.checksum_cost import MORE_PAIRS, ChecksumCost, Cost, costed
+from load_tests.bench.blocks import (
+    FINGERPRINT,
+    READS,
+    Case,
+    Unchecked,
+    in_turns,
+    latencies,
+    load,
+    load_requests,
+    percentile,
+    rate,
+    ratio,
+    save,
+    timed,
+)  # fmt: skip
+from load_tests.bench.checksum_cost import ChecksumCost, Cost, costed
 from load_tests.testbed.interruptible import interruptible
 from load_tests.testbed.storage_server import weed
 
@@ -84,10 +98,8 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
                 lambda: checksums.measure(read),
                 lambda: note("plain_read", lambda: each(get), check=True),
             ]
-            for step in (*writes, *reads) if number % 2 == 0 else (*reversed(writes), *reversed(reads)):
+            for step in in_turns(number, writes, 1) + in_turns(number, reads, READS):
                 step()
-            for _ in range(MORE_PAIRS):
-                checksums.measure(read)
             tick()
         store.format = checked
         own = latencies(lambda i: load(store, case.blocks[i : i + 1], case.geometry.layers), case)
@@ -99,7 +111,7 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
             client.delete(bucket, [entry["path"] for page in client.list(bucket, prefix=f"{settings.prefix}/") for entry in page])
     figures: dict[str, Any] = {"block_bytes": case.block_bytes, "depth": case.depth, "blocks": len(case.blocks), "io": "obstore"}
     figures |= {f"{name}_gbps": rate(case, values) for name, values in seconds.items()}
-    figures["vs_plain_read"] = ratio(seconds["plain_read"], seconds["read"][:: 1 + MORE_PAIRS])
+    figures["vs_plain_read"] = ratio(seconds["plain_read"], seconds["read"])
     figures["vs_plain_write"] = ratio(seconds["plain_write"], seconds["write"])
     figures |= checksums.figures()
     figures |= {"load_p50_ms": percentile(own, 0.5) * 1e3, "load_p99_ms": percentile(own, 0.99) * 1e3}
@@ -110,7 +122,17 @@ def measure(case: Case, settings: S3Settings, rounds: int, tick: Callable[[], No
 def running_server(folder: Path) -> Iterator[str]:
     """The endpoint of a SeaweedFS with a bucket. Raises TestbedError when it is not installed, StoreError when it does not start."""
     ports = _free_ports(4)
-    command = [weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-volume.max=16"]
+    command = [
+        weed(),
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-filer",
+        "-s3",
+        "-master.telemetry=false",
+        "-volume.max=16",
+        "-master.electionTimeout=1s",
+    ]
     for option, port in zip(("master.port", "volume.port", "filer.port", "s3.port"), ports, strict=True):
         command.append(f"-{option}={port}")
     endpoint = f"http://127.0.0.1:{ports[3]}"

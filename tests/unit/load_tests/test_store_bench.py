@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from load_tests.bench import store, store_directory
+from load_tests.bench.blocks import in_turns
 from load_tests.bench.checksum_cost import ChecksumCost, Cost
 
 SMALL = ("--block-kib", "256", "--total-mib", "1", "--rounds", "1", "--depth", "2")
@@ -80,6 +81,22 @@ def test_an_s3_service_of_its_own_ends_with_it(tmp_path: Path) -> None:
         for process in (bench, *service):
             if process.poll() is None if isinstance(process, subprocess.Popen) else process.is_running():
                 process.kill()
+
+
+def test_who_begins_changes() -> None:
+    acts = [lambda: None, lambda: None]
+    own, other = acts
+    assert in_turns(0, acts, 3) == [own, other, other, own, own, other]
+    assert in_turns(1, acts, 1) == [other, own]
+
+
+def test_fio_gets_pages_as_ours(tmp_path: Path) -> None:
+    """What stands in for fio here says how its memory is allocated."""
+    fake = tmp_path / "fio"
+    fake.write_text("#!/bin/sh\nprintenv GLIBC_TUNABLES\n")
+    fake.chmod(0o755)
+    assert store_directory.run_fio([str(fake)], "transparent") == "glibc.malloc.hugetlb=1\n"
+    assert store_directory.run_fio([str(fake)], "off") == "glibc.malloc.hugetlb=0\n"
 
 
 def test_the_cost_of_checksums_is_that_of_pairs() -> None:
