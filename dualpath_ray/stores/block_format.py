@@ -8,6 +8,7 @@ place names the layer, finds swapped layers too; a block under a wrong name is f
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -73,15 +74,21 @@ def decode_header(page: bytes, key: bytes) -> BlockHeader:
     fields = FIXED.unpack_from(page)
     (_, _, _, payload_bytes, layer_block_bytes, layers, kv_heads, head_dim, block_tokens, dtype, digest, label, own_key, parent) = fields
     try:
-        geometry = KVGeometry(layers, kv_heads, head_dim, dtype.rstrip(b"\0").decode(), block_tokens)
+        geometry, lengths = _geometry(layers, kv_heads, head_dim, dtype, block_tokens)
         label_text = label.rstrip(b"\0").decode(errors="ignore")
     except ValueError as error:
         raise BlockCorruptError(key, f"block {key.hex()}: header makes no sense: {error}") from None
-    expected = (geometry.full_block_bytes, geometry.layer_block_bytes, header_bytes_for(layers))
-    if (payload_bytes, layer_block_bytes, header_bytes) != expected:
+    if (payload_bytes, layer_block_bytes, header_bytes) != lengths:
         raise BlockCorruptError(key, f"block {key.hex()}: header makes no sense: its lengths do not fit its geometry")
     checksums = page[FIXED.size : FIXED.size + layers * CHECKSUM_BYTES]
     return BlockHeader(geometry, digest, label_text, own_key, parent, checksums)
+
+
+@functools.lru_cache(maxsize=16)
+def _geometry(layers: int, kv_heads: int, head_dim: int, dtype: bytes, block_tokens: int) -> tuple[KVGeometry, tuple[int, int, int]]:
+    """What a header's fields mean, and the lengths that follow from them. Blocks of one store have one geometry, or a few."""
+    geometry = KVGeometry(layers, kv_heads, head_dim, dtype.rstrip(b"\0").decode(), block_tokens)
+    return geometry, (geometry.full_block_bytes, geometry.layer_block_bytes, header_bytes_for(layers))
 
 
 class BlockFormat:
