@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -323,14 +325,7 @@ def test_a_replaced_file_is_not_put_aside(open_store: OpenStore, tmp_path: Path)
 @pytest.mark.parametrize("io", ["nixl", "plain"])
 def test_full_disk(open_store: OpenStore, tmp_path: Path, io: str) -> None:
     """A file system of 1 MiB; what does not fit fails by itself and leaves nothing behind."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode()}")
-    try:
+    with small_file_system(tmp_path / "small") as folder:
         store = open_store(path=folder, io=io, batch_bytes=200_000)
         blocks = make_blocks(PAGED, 60)
         outcomes = store.write(blocks).result()
@@ -345,6 +340,35 @@ def test_full_disk(open_store: OpenStore, tmp_path: Path, io: str) -> None:
         read_all(store, targets)
         assert same(targets, kept)
         store.close()
+
+
+def test_a_file_system_that_becomes_read_only(open_store: OpenStore, tmp_path: Path) -> None:
+    """As ext4 does after an error of its device: what is there is still served, writes fail and say why."""
+    with small_file_system(tmp_path / "small") as folder:
+        store = open_store(path=folder)
+        blocks = make_blocks(PAGED, 4)
+        assert store.write(blocks[:2]).result() == [None, None]
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        outcomes = store.write(blocks).result()
+        assert all(isinstance(outcome, StoreError) and "read-only" in str(outcome) for outcome in outcomes[2:])
+        assert store.stats()["failed_writes"] >= 2
+        targets = emptied(blocks[:2])
+        read_all(store, targets)
+        assert same(targets, blocks[:2])
+        store.close()
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, mounted there."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode()}")
+    try:
+        yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
