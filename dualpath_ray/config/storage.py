@@ -72,6 +72,11 @@ class StorageSettings(Section):
         "or by NIXL's backend for 3FS or GPUDirect Storage, whose plug-in must be installed.",
     )
     direct: Literal["auto", "on", "off"] = Field(default="auto", description="Whether to go around the page cache (O_DIRECT).")
+    sync: bool = Field(
+        default=True,
+        description="Whether a block counts as stored only when it survives a loss of power. false: when it survives the process, which is "
+        "faster; blocks that a loss of power takes or damages are misses then.",
+    )
     layer_groups: Count = Field(
         default=4,
         description="Layer ranges that a read is cut into at most, so that the first layers arrive early; small blocks are read whole.",

@@ -73,10 +73,15 @@ class _Draft:
 class Committer:
     """Writes blocks under their names, at most `max_blocks` in a commit and `max_commits` at once.
 
+    Without `sync` nothing waits for the device: a block is there for everybody, and survives the process, but not a loss of power.
+
     `on_step` is called after each step with the step's name (tests kill the process there); after the sync of data, once per block.
     """
 
-    def __init__(self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO, max_blocks: int, max_commits: int) -> None:
+    def __init__(
+        self, format: BlockFormat, layout: DirectoryLayout, file_io: FileIO, max_blocks: int, max_commits: int, sync: bool = True
+    ) -> None:
+        self._sync = sync
         self._format = format
         self._layout = layout
         self._file_io = file_io
@@ -109,7 +114,7 @@ class Committer:
                 self._file_io.release(files)
         finally:
             self._headers.put(headers)
-        for draft in drafts:
+        for draft in drafts if self._sync else ():
             commit.unsynced.setdefault(draft.temporary.parent, []).append(draft.index)
         return commit
 
@@ -141,8 +146,8 @@ class Committer:
         for index, block in enumerate(blocks):
             if self.holds(block):
                 commit.existing.add(index)
-                # Whoever put it there may not have synced its name yet.
-                commit.unsynced.setdefault(self._layout.path(block.key).parent, []).append(index)
+                if self._sync:  # whoever put it there may not have synced its name yet
+                    commit.unsynced.setdefault(self._layout.path(block.key).parent, []).append(index)
                 continue
             header = self._format.encode(block.key, block.parent, self._format.checksums(block.data))
             headers[index] = np.frombuffer(header, dtype=np.uint8)
@@ -194,7 +199,8 @@ class Committer:
         return [draft for draft, done in zip(drafts, self._syncers.map(attempt, drafts), strict=True) if done]
 
     def _sync_and_rename(self, draft: _Draft) -> None:
-        os.fdatasync(draft.fd)
+        if self._sync:
+            os.fdatasync(draft.fd)
         self._step("synced")
         os.rename(draft.temporary, self._layout.path(draft.block.key))
 

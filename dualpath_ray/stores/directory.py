@@ -51,6 +51,7 @@ class DirectorySettings:
     """`io` and `direct` restrict the ways of file I/O that are tried (see file_io.py). The queue bounds count batches of about
     `batch_bytes` for reads, blocks for writes. Bytes in flight are at most threads times `batch_bytes` (or one block, if larger).
     A block is cut into at most `layer_groups` ranges of layers, none below `range_bytes`: each costs processor time of its own.
+    With `sync` a write is done when it survives a loss of power, without it when it survives the process.
     `capacity_bytes` bounds what the directory may hold, `use_resolution_s` is how old a noted use may become before the next is noted.
     """
 
@@ -61,6 +62,7 @@ class DirectorySettings:
     read_threads: int = 8
     write_threads: int = 2
     batch_bytes: int = 8 << 20
+    sync: bool = True
     max_queued_reads: int = 16_384
     max_queued_writes: int = 4_096
     max_open_files: int = 16_384
@@ -105,7 +107,9 @@ class DirectoryStore:
         self.header_pages: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
         for each in pages.reshape(threads, self.read_batch, self.format.header_bytes):
             self.header_pages.put(each)
-        self._committer = Committer(self.format, self._layout, self._write_io, self._write_batch, self.settings.write_threads)
+        self._committer = Committer(
+            self.format, self._layout, self._write_io, self._write_batch, self.settings.write_threads, self.settings.sync
+        )
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="store-read")
         self._writers = ThreadPoolExecutor(self.settings.write_threads, thread_name_prefix="store-write")
         self._lock = threading.Lock()

@@ -29,6 +29,7 @@ def open_store(storage: StorageSettings, geometry: KVGeometry, fingerprint: str)
             DirectorySettings(
                 io=storage.io,
                 direct=storage.direct,
+                sync=storage.sync,
                 layer_groups=storage.layer_groups,
                 read_threads=storage.read_threads,
                 write_threads=storage.write_threads,

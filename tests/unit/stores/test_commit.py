@@ -151,6 +151,35 @@ def test_order_of_calls_survives_a_power_cut(open_store: OpenStore, tmp_path: Pa
     assert calls == ["directory .", "data temporary", "rename", f"directory {block.key[:1].hex()}"]
 
 
+def test_without_sync_nothing_waits_for_the_device(open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a new subdirectory is synced. The blocks are there for another process, named only when they are whole."""
+    store = open_store(sync=False)
+    blocks = make_blocks(PAGED, 6)
+    for block in blocks:
+        (tmp_path / "store" / block.key[:1].hex()).mkdir(exist_ok=True)
+    synced: list[int] = []
+    renamed: list[bool] = []
+    real_rename = os.rename
+
+    def rename(source: Path, destination: Path) -> None:
+        renamed.append(source.stat().st_size == store.format.file_bytes)
+        real_rename(source, destination)
+
+    monkeypatch.setattr(commit.os, "fdatasync", synced.append)
+    monkeypatch.setattr(layout.os, "fsync", synced.append)
+    monkeypatch.setattr(commit.os, "rename", rename)
+    for _ in range(2):  # the second time they exist
+        assert store.write(blocks).result() == [None] * 6
+    assert (synced, renamed) == ([], [True] * 6)
+    other = open_store()
+    assert {stored.key for stored in other.scan()} == {block.key for block in blocks}
+    targets = emptied(blocks)
+    reader = other.open(targets).result()
+    reader.read(0, PAGED.layers).result()
+    reader.close()
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(targets, blocks, strict=True))
+
+
 def test_two_processes_write_the_same_blocks(open_store: OpenStore, tmp_path: Path) -> None:
     """Both write and remove all blocks, again and again, without a failure; what is left in the end is whole."""
     folder = tmp_path / "store"
