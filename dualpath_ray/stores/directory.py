@@ -178,7 +178,7 @@ class DirectoryStore:
         noted_enough = time.time() - self.settings.use_resolution_s
         try:
             for block in blocks:
-                fds.append(self.file_io.open(self._layout.path(block.key), os.O_RDONLY))
+                fds.append(self.file_io.open(self._layout.path_name(block.key), os.O_RDONLY))
                 if os.fstat(fds[-1]).st_mtime < noted_enough:
                     with contextlib.suppress(OSError):  # a read-only store is still a store
                         os.utime(fds[-1])

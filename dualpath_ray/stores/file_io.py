@@ -71,7 +71,7 @@ class FileIO:
         if self._nixl is not None:
             self._nixl.register(arena)
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: Path | str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0), 0o644)
 
     def adopt(self, fds: list[int], file_bytes: int) -> OpenFiles:
