@@ -29,6 +29,7 @@ def plot_saturation(saturation: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("streams at once")
     axes.set_ylabel(f"streams per second ({saturation['tokens']} tokens each)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend above the curves
+    axes.legend(loc="upper left", ncols=2)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
