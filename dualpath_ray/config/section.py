@@ -21,6 +21,12 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _word(value: Any) -> Any:
+    """YAML reads a bare `on` or `off` as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Word = BeforeValidator(_word)  # for fields that have `on` or `off` among their words
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
 
-from dualpath_ray.config.section import Count, Delay, Seconds, Section, Share, UserPath
+from dualpath_ray.config.section import Count, Delay, Seconds, Section, Share, UserPath, Word
 from dualpath_ray.errors import ConfigError
 
 DEFAULT_STAGING_BYTES = 1 << 30
@@ -71,7 +71,9 @@ class StorageSettings(Section):
         description="How files are read and written: by NIXL's POSIX backend, by plain system calls, or auto, the best that works there; "
         "or by NIXL's backend for 3FS or GPUDirect Storage, whose plug-in must be installed.",
     )
-    direct: Literal["auto", "on", "off"] = Field(default="auto", description="Whether to go around the page cache (O_DIRECT).")
+    direct: Annotated[Literal["auto", "on", "off"], Word] = Field(
+        default="auto", description="Whether to go around the page cache (O_DIRECT)."
+    )
     sync: bool = Field(
         default=True,
         description="Whether a block counts as stored only when it survives a loss of power. false: when it survives the process, which is "
@@ -118,7 +120,7 @@ class StagingSettings(Section):
         gt=0,
         description="Memory per gateway, e.g. 8GiB; default: 1GiB, but at least room for two requests of the longest context.",
     )
-    huge_pages: Literal["transparent", "reserved", "off"] = Field(
+    huge_pages: Annotated[Literal["transparent", "reserved", "off"], Word] = Field(
         default="transparent",
         description="Pages of the arena: transparent asks the kernel for huge ones (madvise), reserved takes them from the pool that the "
         "operator has set aside (MAP_HUGETLB; falls back to transparent with a log line), off uses small ones.",

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from dualpath_ray.config.section import Section, Share, UserPath
-
-
-def _off(value: Any) -> Any:
-    """YAML reads a bare `off` as False."""
-    return "off" if value is False else value
+from dualpath_ray.config.section import Section, Share, UserPath, Word
 
 
 class TelemetrySettings(Section):
     """The `telemetry` section."""
 
-    traces: Annotated[Literal["off", "file", "otlp"], BeforeValidator(_off)] = Field(
+    traces: Annotated[Literal["off", "file", "otlp"], Word] = Field(
         default="off",
         description="off: no spans are made; file: JSON lines, one file per process, under trace_path; otlp: sent to endpoint over HTTP.",
     )

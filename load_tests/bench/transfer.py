@@ -36,7 +36,7 @@ class SourceProcess:
         from dualpath_ray.transfer.source import StreamSource
 
         self._geometry, self._blocks = geometry, blocks
-        self._staging = StagingBuffer(geometry, blocks)
+        self._staging = StagingBuffer(geometry, blocks, huge_pages=settings.staging.huge_pages)
         self._staging.arena[:] = np.random.default_rng(0).integers(0, 256, self._staging.arena.size, dtype=np.uint8)
         self._slots = np.random.default_rng(1).permutation(blocks).astype(np.int32)
         self.endpoint = Endpoint("source", (self._staging.region,), _endpoint_settings(settings))

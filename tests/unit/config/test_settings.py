@@ -32,9 +32,12 @@ def test_values_are_yaml_and_sizes_have_units() -> None:
         "storage.emulation.read_bandwidth=100MB",
         "transfer.busy_poll_s=1e-3",
         "telemetry.traces=off",  # YAML's word for False
+        "storage.direct=on",
+        "staging.huge_pages=off",
         "model.max_context=null",
     )
     assert settings.staging.bytes == 2 << 30
+    assert (settings.storage.direct, settings.staging.huge_pages) == ("on", "off")
     assert settings.cluster.prefill_labels == {"dp.role": "prefill"}
     assert settings.model.name == "7"
     assert settings.storage.emulation.read_bandwidth == 100_000_000 and settings.storage.emulation.active
