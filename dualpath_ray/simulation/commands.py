@@ -98,6 +98,12 @@ def _show(document: dict[str, Any]) -> None:
     help="Write the turns of a short run as a trace that Perfetto opens.",
 )
 @click.option("--parquet", type=click.Path(dir_okay=False), callback=new_file, help="Write one row per turn.")
+@click.option(
+    "--timeline",
+    type=click.Path(dir_okay=False),
+    callback=new_file,
+    help="Write NIC use, queues and free staging every 10 simulated seconds.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def simulate(
     config: str | None,
@@ -105,6 +111,7 @@ def simulate(
     nodes: str | None,
     chrome_trace: str | None,
     parquet: str | None,
+    timeline: str | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -122,7 +129,7 @@ def simulate(
         console.print(FASTER, highlight=False)
     with Progress(console=console, disable=as_json or not console.is_terminal, transient=True) as bar:
         task = bar.add_task("simulating", total=1.0)
-        document = run(experiment, lambda share: bar.update(task, completed=share), chrome_trace, parquet)
+        document = run(experiment, lambda share: bar.update(task, completed=share), chrome_trace, parquet, timeline)
     if as_json:
         click.echo(json.dumps(document))
     else:

@@ -20,6 +20,11 @@ class EventLoop:
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._count = 0
 
+    @property
+    def pending(self) -> int:
+        """Events that have not run."""
+        return len(self._heap)
+
     def at(self, time: float, callback: Callable[[Any], None], argument: Any = None) -> None:
         self._count += 1
         heapq.heappush(self._heap, (time, self._count, callback, argument))

@@ -15,6 +15,7 @@ from dualpath_ray.simulation.exports import write_chrome_trace, write_parquet
 from dualpath_ray.simulation.measurements import max_over_mean, spread
 from dualpath_ray.simulation.model_spec import MeasuredModel, model_spec
 from dualpath_ray.simulation.simulator import Simulator
+from dualpath_ray.simulation.timeline import STEP_S, Timeline
 from dualpath_ray.simulation.trace_files import load_trajectories
 from dualpath_ray.simulation.workload import PAPER_SETS, Trajectory, agents, paper_set
 from policies.baselines import SYSTEMS
@@ -84,27 +85,38 @@ def run(
     progress: Callable[[float], None] | None = None,
     chrome_trace: str | Path | None = None,
     parquet: str | Path | None = None,
+    timeline: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run one experiment; `progress` gets the finished share of agents (or of simulated time) now and then. Two files on request."""
+    """Run one experiment; `progress` gets the finished share of agents (or of simulated time) now and then. Three files on request."""
     simulator = build(experiment)
-    document = _offline(simulator, progress) if experiment.aps is None else _online(experiment, simulator, progress)
+    samples, total = Timeline(simulator), simulator.agents_left
+    observers: list[Callable[[], None]] = []
+    if timeline is not None:
+        observers.append(samples.sample)
+    if progress is not None and experiment.aps is None:
+        observers.append(lambda: progress(1 - simulator.agents_left / total))
+    if observers:
+        simulator.loop.at(STEP_S, _observe, (simulator, observers))
+    document = _offline(simulator) if experiment.aps is None else _online(experiment, simulator, progress)
     if chrome_trace is not None:
         write_chrome_trace(simulator.results, chrome_trace)
     if parquet is not None:
         write_parquet(simulator.results, parquet)
+    if timeline is not None:
+        samples.write(timeline)
     return document
 
 
-def _offline(simulator: Simulator, progress: Callable[[float], None] | None) -> dict[str, Any]:
-    total = simulator.agents_left
+def _observe(what: tuple[Simulator, Sequence[Callable[[], None]]]) -> None:
+    """Call the observers every `STEP_S` simulated seconds, as long as anything else is going to happen."""
+    simulator, observers = what
+    for observer in observers:
+        observer()
+    if simulator.agents_left and simulator.loop.pending:
+        simulator.loop.at(simulator.loop.now + STEP_S, _observe, what)
 
-    def watch(step: float) -> None:
-        if progress is not None and simulator.agents_left:
-            progress(1 - simulator.agents_left / total)
-            simulator.loop.at(simulator.loop.now + step, watch, step)
 
-    if progress is not None:
-        simulator.loop.at(0.0, watch, 20.0)
+def _offline(simulator: Simulator) -> dict[str, Any]:
     simulator.run()
     return {"jct_s": simulator.finished_at, "agents_done": len(simulator.results.trajectory), **_summary(simulator)}
 

@@ -12,7 +12,18 @@ import policies
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.simulation.reference import ReferenceCell
 
-DECIDE_NOTHING = {"commands", "compiled", "exports", "kept_cells", "planner", "plots", "reference", "reproduce", "scheduler_bench"}
+DECIDE_NOTHING = {
+    "commands",
+    "compiled",
+    "exports",
+    "kept_cells",
+    "planner",
+    "plots",
+    "reference",
+    "reproduce",
+    "scheduler_bench",
+    "timeline",
+}
 
 Cell = dict[str, Any]
 

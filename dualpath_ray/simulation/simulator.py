@@ -83,8 +83,23 @@ class Simulator:
         return self.loop.now - min(waiting) if waiting else 0.0
 
     @property
+    def core(self) -> SchedulerCore:
+        """The decision core; read it, do not change it."""
+        return self._core
+
+    @property
+    def slots(self) -> int:
+        """Staging slots of each node; 0 for systems that do not stage."""
+        return self._slots
+
+    @property
+    def nodes(self) -> list[str]:
+        return [*self._prefill_nodes, *self._decode_nodes]
+
+    @property
     def snics(self) -> list[Link]:
-        return [self._snic[node] for node in (*self._prefill_nodes, *self._decode_nodes)]
+        """The storage NIC of each node."""
+        return [self._snic[node] for node in self.nodes]
 
     @property
     def snics_up(self) -> list[Link]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 from click.testing import CliRunner
 
@@ -57,9 +58,14 @@ def test_simulate_from_a_file_with_overrides_and_exports(tmp_path: Path) -> None
         str(tmp_path / "t.json"),
         "--parquet",
         str(tmp_path / "t.parquet"),
+        "--timeline",
+        str(tmp_path / "timeline.parquet"),
     ]
     result = CliRunner().invoke(simulate, options)
     assert result.exit_code == 0, result.output
+    timeline = pandas.read_parquet(tmp_path / "timeline.parquet")
+    assert {"time_s", "queued", "running", "snic_p0", "snic_d0", "staging_free_d0"} <= set(timeline)
+    assert list(timeline["time_s"]) == [10.0 * (i + 1) for i in range(len(timeline))] and timeline["snic_p0"].between(0, 1.001).all()
     assert json.loads(result.stdout)["agents_done"] == 2
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert {event["name"] for event in events} >= {"prefill", "decode"}
@@ -136,6 +142,13 @@ def test_impossible_commands_end_with_one_line_and_status_2(line: str, name: str
     *progress, error = result.stderr.splitlines()
     assert error.startswith("Error: ") and name in error
     assert not [part for part in progress if not line.startswith("plan")]
+
+
+def test_a_run_that_cannot_go_on_ends_with_an_error(tmp_path: Path) -> None:
+    """A prompt larger than a prefill GPU's memory, without layerwise prefill, is never fetched."""
+    line = f"simulate --nodes 2P4D --mode basic --agents 2 --set cluster.node.hbm_bytes=72e9 --timeline {tmp_path / 'timeline.parquet'}"
+    result = CliRunner().invoke(main, line.split())
+    assert result.exit_code == 2 and "never be placed" in result.stderr
 
 
 def test_a_plan_passes_over_clusters_that_are_too_small_for_the_model() -> None:
