@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 import httpx
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +20,7 @@ from dualpath_ray.commands.options import positive
 from dualpath_ray.errors import DualPathError
 
 TIMEOUT_S = 5.0
-BAR = 14
+LONGEST_BAR, SHORTEST_BAR = 14, 3
 ROWS = 12
 SILENT_S = 3.0
 ONE, TWO = "blue", "dark_orange"
@@ -136,7 +137,16 @@ class View:
 
     def _nodes(self) -> Table:
         table = _table(
-            "node", "role", "read", "storage NIC", "staging", "to read", "engines", "requests", right=("read", "to read", "requests")
+            "node",
+            "role",
+            "read",
+            "storage NIC",
+            "staging",
+            "to read",
+            "engines",
+            "requests",
+            right=("read", "to read", "requests"),
+            narrow=("storage NIC", "staging", "engines"),
         )
         processes = self._now["processes"]
         gateways = sorted((p["node"], name, p) for name, p in processes.items() if p["role"] == "gateway")
@@ -151,10 +161,10 @@ class View:
                 Text(node, style="bold red" if silent else "bold"),
                 f"{role}{' (draining)' if gateway['draining'] else ''}",
                 Text(f"{size(self.rate(name, 'read_bytes'))}/s", style=colour),
-                bar(self.rate(name, "read_busy_s"), colour),
-                bar(used, "white"),
+                Bar(self.rate(name, "read_busy_s"), colour),
+                Bar(used, "white"),
                 size(load.get("read_queue_bytes", 0)),
-                bar(_busy(self, role, engines), colour),
+                Bar(_busy(self, role, engines), colour),
                 str(sum(p["load"].get("unfinished_requests", 0) for _, p in engines)),
             )
         return table
@@ -163,11 +173,13 @@ class View:
         requests = self._now["requests"][:ROWS]
         if not requests:
             return Text("no requests in progress", style="dim")
-        table = _table("request", "phase", "prompt", "cached", "decode engine", "for", right=("prompt", "cached", "for"))
+        table = _table(
+            "request", "phase", "prompt", "cached", "decode engine", "for", right=("prompt", "cached", "for"), narrow=("request",)
+        )
         for request in requests:
             cached = f"{100 * request['hit_tokens'] / max(1, request['prompt_tokens']):.0f} %"
             table.add_row(
-                request["id"],
+                Text(request["id"], no_wrap=True, overflow="ellipsis"),
                 request["phase"],
                 str(request["prompt_tokens"]),
                 cached,
@@ -194,17 +206,34 @@ def _busy(view: View, role: str, engines: list[tuple[str, Any]]) -> float:
     return 1 - sum(p["load"].get("free_hbm_tokens", 0) for _, p in engines) / capacity if capacity else 0.0
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+def _table(*columns: str, right: Iterable[str] = (), narrow: Iterable[str] = ()) -> Table:
+    """`narrow`: columns that give way in a terminal that is too narrow for all."""
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        # Rich takes room from columns that may wrap before it takes any from the others.
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column not in narrow)
     return table
 
 
-def bar(share: float, colour: str) -> Text:
-    """A share from 0 to 1 as a bar with its number."""
-    filled = round(BAR * min(1.0, max(0.0, share)))
-    return Text("━" * filled, style=colour).append("━" * (BAR - filled), style="grey30").append(f" {100 * share:3.0f} %", style="dim")
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A share from 0 to 1 as a bar, as long as there is room, with its number."""
+
+    share: float
+    colour: str
+
+    @property
+    def _number(self) -> str:
+        return f" {100 * self.share:3.0f} %"
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(SHORTEST_BAR + len(self._number), LONGEST_BAR + len(self._number)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        length = max(0, min(LONGEST_BAR, options.max_width - len(self._number)))
+        filled = round(length * min(1.0, max(0.0, self.share)))
+        bar = Text("━" * filled, style=self.colour, no_wrap=True)
+        yield bar.append("━" * (length - filled), style="grey30").append(self._number, style="dim")
 
 
 def size(nbytes: float) -> str:

@@ -43,8 +43,8 @@ def server() -> Iterator[tuple[str, dict[str, Any]]]:
     server.server_close()
 
 
-def shown(view: View) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def shown(view: View, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(view.render())
     return console.export_text()
 
@@ -60,6 +60,20 @@ def test_rates_come_from_two_looks() -> None:
     assert "70 %" in row and "69 %" in row and "96.0 MiB" in row and "80 %" in row
     assert "chatcmpl-agent-7-turn-31/0" in text and "99 %" in text
     assert "decode-d1-0 died" in text
+
+
+def test_eighty_columns_are_enough() -> None:
+    """Bars and long names give way, no figure does."""
+    first, second = itertools.islice(pictures(), 2)
+    second["requests"][0]["id"] = "chatcmpl-" + "0123456789abcdef" * 4
+    view = View(first)
+    view.update(second)
+    lines = shown(view, 80).splitlines()
+    (row,) = [line for line in lines if line.startswith("p0")]
+    assert all(figure in row for figure in ("prefill", "40.0 MiB/s", "70 %", "69 %", "96.0 MiB", "80 %")) and row.split()[-1] == "3"
+    assert max(map(len, lines)) <= 80
+    (request,) = [line for line in lines if line.startswith("chatcmpl-0123")]
+    assert "decode" in request and "52312" in request and "99 %" in request and request.endswith("14.2 s")
 
 
 def test_a_restarted_process_has_no_rate() -> None:
