@@ -69,7 +69,7 @@ def test_what_was_measured_is_shown(address: str, tmp_path: Path) -> None:
     assert "Uncaught" not in result.stderr, result.stderr
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", result.stdout.partition("<body>")[2].partition("<script>")[0]))
     assert "serving" in text and "emulated-model" in text
-    assert "path 1 40 MiB/s path 2 120 MiB/s" in text
+    assert "path 1: prefill nodes 40 MiB/s path 2: decode nodes 120 MiB/s" in text
     assert "97.5%" in text, "hit share: 19,500 of 20,000 prompt tokens"
     assert "460 tokens/s" in text
     for node in ("p0", "d0", "d1"):
