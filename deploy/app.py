@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
 TARGET_SHARE = 0.6  # of the requests a replica serves at once: above it, there shall be one more
-DRAIN_S = 30.0  # how long requests in progress may take to finish when a replica is stopped
 
 
 class Args(BaseModel):
@@ -60,12 +59,16 @@ def build(args: Args) -> Application:
     return application(args.settings(), start_engines=args.engines == "start")
 
 
-def application(settings: Settings, *, start_engines: bool) -> Application:
+def application(settings: Settings, *, start_engines: bool, drain_s: float | None = None) -> Application:
+    """`drain_s`: how long requests in progress may take to finish when an HTTP replica is stopped; by default as long as requests may
+    take at all, because engines that are replaced at the same time finish none before they are back.
+    """
     serving = settings.serving
     http: Any = Http  # what the decorators made of the classes, which type checkers do not see
     engines: Any = Engines
     http = http.options(
         **_replicas(serving),
+        graceful_shutdown_timeout_s=serving.request_timeout_s if drain_s is None else drain_s,
         max_ongoing_requests=serving.max_concurrent_requests,
         max_queued_requests=serving.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
@@ -99,9 +102,7 @@ class Engines:
             await asyncio.to_thread(self._cluster.stop)
 
 
-@serve.deployment(
-    ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3, graceful_shutdown_timeout_s=DRAIN_S, graceful_shutdown_wait_loop_s=0.5
-)
+@serve.deployment(ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=3, graceful_shutdown_wait_loop_s=0.5)
 @serve.ingress()
 class Http:
     """One HTTP replica: tokenises, asks the cluster, streams text."""

@@ -8,6 +8,7 @@ started for the job and stopped after it.
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError, DualPathError
+
+INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 
 class OneLineErrors(click.Command):
@@ -54,7 +57,11 @@ def command(requests: Path, results: Path, settings: Settings, concurrency: int,
     if resume:
         finished.add_results([results])
     set_ray_defaults(settings.cluster.address)
-    _run(requests, results, settings, concurrency, tenant, finished)
+    try:
+        _run(requests, results, settings, concurrency, tenant, finished)
+    except KeyboardInterrupt:
+        click.echo("stopped; with --resume the job goes on where it was", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def check_input(path: Path) -> None:

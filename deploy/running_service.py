@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from dualpath_ray.config import ServingSettings, Settings
 from dualpath_ray.errors import ConfigError
 
 APPLICATION = "dualpath"
+DRAIN_S = 30.0  # its engines are there until the end, and somebody waits for that
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def running_service(settings: Settings) -> Iterator[str]:
 
 def _deploy(settings: Settings) -> None:
     try:
-        serve.run(application(settings, start_engines=False), name=APPLICATION, route_prefix="/")
+        serve.run(application(settings, start_engines=False, drain_s=DRAIN_S), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise ConfigError(f"the HTTP application could not start: {' '.join(str(error).split())}") from error
 
@@ -70,6 +72,11 @@ def check_files(serving: ServingSettings) -> None:
     """Raise ConfigError unless the files that serving names can be used on this machine."""
     if serving.api_keys:
         read_keys(serving.api_keys)
+    if serving.files is not None:
+        try:
+            serving.files.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"serving.files {serving.files} cannot be used: {error.strerror}") from error
     certificate, key = serving.tls_certificate, serving.tls_key
     if certificate and key:
         for path in (certificate, key):
@@ -105,4 +112,9 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; set serving.host and serving.port") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {_reason(error)}; set serving.host and serving.port") from error
+
+
+def _reason(error: OSError) -> str:
+    """Without the address, which Python adds to some."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

@@ -12,6 +12,8 @@ def set_ray_defaults(address: str) -> None:
     directory, and every later Ray command there would then need it. A cluster that we join decides for itself.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # These are answers that nobody waits for any more, as of requests that were given up; Ray would print a stack trace for each.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray's default, 15, starves the engines on a machine that does anything else.

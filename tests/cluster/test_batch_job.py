@@ -8,13 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import ray
 
 from actors.client import ClusterClient
 from tests.cluster.conftest import RunningCluster
 
 
-async def test_a_killed_job_goes_on(client: ClusterClient, shared: RunningCluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "interrupted"])
+async def test_a_job_goes_on(client: ClusterClient, shared: RunningCluster, tmp_path: Path, killed: bool) -> None:
     name = (await client.describe()).served_name
     source, results = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     body = {"model": name, "prompt": "Every block", "max_tokens": 30, "ignore_eos": True}
@@ -36,8 +38,10 @@ async def test_a_killed_job_goes_on(client: ClusterClient, shared: RunningCluste
     while not results.exists() or results.read_text().count("\n") < 4:
         assert job.poll() is None and time.monotonic() < deadline, job.communicate(timeout=5)[0]
         time.sleep(0.02)
-    job.kill()
-    job.communicate()
+    (job.kill if killed else job.terminate)()
+    said, _ = job.communicate(timeout=60)
+    if not killed:
+        assert (job.returncode, said.splitlines()) == (130, ["stopped; with --resume the job goes on where it was"])
     before = results.read_text()
     complete = before[: before.rfind("\n") + 1]
     assert complete.count("\n") < len(lines)

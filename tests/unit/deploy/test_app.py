@@ -48,6 +48,12 @@ def test_serve_scales_http_replicas_between_bounds() -> None:
     assert fixed.autoscaling_config is None and fixed.num_replicas == 3
 
 
+def test_a_replica_that_is_replaced_outlives_the_requests_it_has() -> None:
+    """They may have to wait for engines that are replaced at the same time."""
+    app: Any = build(Args(overrides=["serving.request_timeout_s=700"]))
+    assert app._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 700
+
+
 def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
     authority = trustme.CA()
     paths = {name: tmp_path / name for name in ("a.crt", "a.key", "b.key", "text", "keys.json")}
@@ -70,3 +76,6 @@ def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path
     for name, message in (("keys.json", "Invalid JSON"), ("none", "cannot be read")):
         with pytest.raises(ConfigError, match=message):
             check(api_keys=tmp_path / name)
+    check(files=tmp_path / "files")
+    with pytest.raises(ConfigError, match=r"serving\.files .* cannot be used: Not a directory"):
+        check(files=paths["text"] / "files")
