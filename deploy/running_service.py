@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from actors.cluster import Cluster, connect_ray
 from deploy.access.api_keys import read_keys
@@ -61,7 +62,10 @@ def running_serve(settings: Settings, start: Callable[[], Callable[[], None]] = 
         if own_ray:
             stack.callback(ray.shutdown)
         stack.callback(start())
-        serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
+        try:
+            serve.start(http_options=http_options(settings, port), logging_config={"log_level": "WARNING", "enable_access_log": False})
+        except RayError as error:
+            raise ConfigError(f"Ray Serve could not start its proxy: {' '.join(str(error).split())}") from error
         if own_ray:  # on a cluster that we joined, Serve itself belongs to whoever runs that
             stack.callback(serve.shutdown)
         scheme = "https" if settings.serving.tls_certificate else "http"

@@ -57,12 +57,15 @@ def ending_with_ray() -> Iterator[None]:
 
 
 def _watch(left: threading.Event) -> None:
-    heads: list[psutil.Process] = []  # of the Ray that was there last
+    import ray  # not before the program has set Ray's environment
+
+    heads: list[psutil.Process] = []  # of the Ray that was connected last
     died_at: float | None = None
     while not left.wait(LOOK_S):
-        if not heads or not all(map(_lives, heads)):
-            living = [child for child in psutil.Process().children() if _lives(child)]
-            heads = living if len(living) == len(RAY) else heads
+        if not (ray.is_initialized() or _stopping.is_set()):
+            heads = []  # not there yet, or a start that failed and is tried again
+        elif not heads:
+            heads = [child for child in psutil.Process().children() if _lives(child)]
         if all(map(_lives, heads)):
             died_at = None
             continue

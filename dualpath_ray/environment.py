@@ -18,3 +18,5 @@ def set_ray_defaults(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray's default, 15, starves the engines on a machine that does anything else.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Serve kills a proxy that is not there within 5 s, which is less than a process takes to start on a busy machine.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")

@@ -1,9 +1,12 @@
-"""`dualpath serve` as a process of its own, with a Ray of its own: it serves, and however it is ended nothing of it stays."""
+"""`dualpath serve` as a process of its own, with a Ray of its own that asks for a token: it serves, and however it is ended nothing of it
+stays.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -43,6 +46,7 @@ def served(short_tmp: Path) -> Iterator[Served]:
     for setting in (f"model.spec={model}", "model.threads=1", f"storage.path={short_tmp / 'store'}"):
         command += ["--set", setting]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(short_tmp)}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, env=environment, text=True, start_new_session=True)
     try:
@@ -81,6 +85,18 @@ def test_it_serves_until_it_is_told_to_stop(served: Served) -> None:
         served.process.send_signal(signal.SIGTERM)
         *_, usage, done = lines
     assert done == "data: [DONE]" and json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 200
+    assert served.end() == (0, "stopped")
+
+
+@pytest.mark.timeout(280)
+def test_nobody_joins_its_ray_without_the_token(served: Served) -> None:
+    heads = psutil.Process(served.process.pid).children()
+    (address,) = {word.partition("=")[2] for head in heads for word in head.cmdline() if word.startswith("--gcs-address=")}
+    join = [sys.executable, "-c", f"import ray; ray.init(address={address!r}, log_to_driver=False)"]
+    for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+        stranger = subprocess.run(join, env=os.environ | token, capture_output=True, text=True, timeout=100)
+        assert stranger.returncode and "Failed to connect to Ray cluster" in stranger.stderr
+    served.process.terminate()
     assert served.end() == (0, "stopped")
 
 

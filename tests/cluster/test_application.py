@@ -1,0 +1,87 @@
+"""The application with engines of its own, as `serve deploy` runs it: deployed anew, and robbed of its engines, under steady load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from ray import serve
+
+from deploy.app import application
+from deploy.running_service import free_port
+from dualpath_ray.config import Settings
+
+PROMPT = "Every block is read through the storage NIC that is idle. " * 4
+
+
+def settings(model: Path, store: Path, *overrides: str) -> Settings:
+    given = (f"model.spec={model}", f"storage.path={store}", "cluster.namespace=application", "model.threads=1", "model.max_context=1024")
+    return Settings.load(None, [*given, "staging.slots=256", *overrides], environ={})
+
+
+def replica(deployment: str) -> psutil.Process:
+    (found,) = [one for one in psutil.Process().children(recursive=True) if f"ServeReplica:own:{deployment}" in " ".join(one.cmdline())]
+    return found
+
+
+@pytest.fixture
+def api(local_ray: None) -> Callable[[], openai.AsyncOpenAI]:
+    port = free_port("127.0.0.1")
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "WARNING", "enable_access_log": False})
+    return lambda: openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0, timeout=120)
+
+
+@asynccontextmanager
+async def steady_load(api: openai.AsyncOpenAI, answers: list[str]) -> AsyncIterator[None]:
+    """Two clients ask the same again and again and collect the answers; neither retries, and the first failure is raised."""
+    over = asyncio.Event()
+
+    async def ask() -> None:
+        while not over.is_set():
+            options: Any = {"max_tokens": 40, "temperature": 0, "stream": True, "extra_body": {"ignore_eos": True}}
+            chunks = [chunk async for chunk in await api.completions.create(model="served", prompt=PROMPT, **options)]
+            assert chunks[-1].choices[0].finish_reason == "length"
+            answers.append("".join(chunk.choices[0].text for chunk in chunks))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(ask())
+        yield
+        over.set()
+
+
+async def answered(answers: list[str], more: int) -> None:
+    wanted = len(answers) + more
+    async with asyncio.timeout(150):
+        while len(answers) < wanted:
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(600)
+async def test_no_request_fails_when_engines_are_replaced_or_die(
+    api: Callable[[], openai.AsyncOpenAI], tiny_llama: Path, tmp_path: Path
+) -> None:
+    def deploy(*overrides: str) -> Awaitable[Any]:
+        wanted = settings(tiny_llama, tmp_path / "store", "model.served_name=served", *overrides)
+        return asyncio.to_thread(serve.run, application(wanted, start_engines=True), name="own", route_prefix="/")
+
+    try:
+        await deploy()
+        answers: list[str] = []
+        async with api() as client, steady_load(client, answers):
+            await answered(answers, 4)
+            first = replica("Engines")
+            await deploy("prefill.window_layers=2")
+            assert not first.is_running()
+            await answered(answers, 4)
+            replica("Engines").kill()
+            await answered(answers, 8)
+    finally:
+        await asyncio.to_thread(serve.shutdown)
+    assert len(set(answers)) == 1
