@@ -10,7 +10,7 @@ test: export OMP_NUM_THREADS ?= 1
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: env demo test test-rdma lint format docs check-deploy audit lock clean
+.PHONY: env demo test test-live test-rdma lint format docs check-deploy audit lock clean
 
 env: $(STAMP)
 
@@ -32,6 +32,12 @@ else
 	$(BIN)/python -m pytest tests/cluster tests/rdma || status=$$?; \
 	exit $$status
 endif
+
+# `dualpath serve` and the deployed application, replaced and killed under load: starts Ray several times, so it is not part of `make test`.
+test-live: export DUALPATH_TEST_LIVE := 1
+test-live: export OMP_NUM_THREADS ?= 1
+test-live: env
+	$(BIN)/python -m pytest -v tests/cluster/test_application.py tests/cluster/test_serve_command.py $(ARGS)
 
 # RDMA in a virtual machine with soft-RoCE devices (qemu-system-x86 and Debian or Ubuntu): minutes, within a limit of 15.
 test-rdma: export DUALPATH_TEST_VM := 1

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,43 +119,44 @@ def local_ray() -> Iterator[None]:
         process.kill()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The shared cluster starts after all tests that need none of it: idle processes take time from others, too."""
+    items.sort(key=lambda item: "shared" in getattr(item, "fixturenames", ()))
+
+
+@contextmanager
+def running_cluster(namespace: str, store: Path, *overrides: str) -> Iterator[RunningCluster]:
+    given = [
+        f"cluster.namespace={namespace}",
+        f"storage.path={store}",
+        "model.threads=1",
+        "model.max_context=1024",
+        "model.block_tokens=16",
+        "staging.slots=256",
+        "staging.resident_share=0",
+        "prefill.window_layers=2",
+        "cluster.health_timeout_s=8",
+    ]
+    cluster = Cluster.start(Settings.load(None, [*given, *overrides], environ={}))
+    try:
+        yield RunningCluster(cluster, store)
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def start_cluster(local_ray: None, tmp_path: Path) -> Iterator[Callable[..., RunningCluster]]:
+    """Starts a cluster for one test, by overrides."""
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(running_cluster("own", tmp_path / "store", *overrides))
+
+
 @pytest.fixture(scope="session")
-def start_cluster(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunningCluster]]:
-    """Starts clusters by overrides; the same overrides give the same cluster again. All are stopped at the end."""
-    running: dict[tuple[str, ...], RunningCluster] = {}
-
-    def start(*overrides: str) -> RunningCluster:
-        if overrides not in running:
-            store = tmp_path_factory.mktemp("store")
-            number = len(running)
-            settings = Settings.load(
-                None,
-                [
-                    f"cluster.namespace=test{number}",
-                    f"storage.path={store}",
-                    "model.threads=1",
-                    "model.max_context=1024",
-                    "model.block_tokens=16",
-                    "staging.slots=256",
-                    "staging.resident_share=0",
-                    "prefill.window_layers=2",
-                    "cluster.health_timeout_s=8",
-                    *overrides,
-                ],
-                environ={},
-            )
-            running[overrides] = RunningCluster(Cluster.start(settings), store)
-        return running[overrides]
-
-    yield start
-    for cluster in running.values():
-        cluster.cluster.stop()
-
-
-@pytest.fixture(scope="session")
-def shared(start_cluster: Callable[..., RunningCluster], tiny_llama: Path) -> RunningCluster:
+def shared(local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[RunningCluster]:
     """The cluster most tests use: one prefill and one decode node, the paper's read mode."""
-    return start_cluster(f"model.spec={tiny_llama}", "scheduling.read_mode=shorter_queue")
+    store = tmp_path_factory.mktemp("store")
+    with running_cluster("shared", store, f"model.spec={tiny_llama}", "scheduling.read_mode=shorter_queue") as cluster:
+        yield cluster
 
 
 @pytest.fixture
