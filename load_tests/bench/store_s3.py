@@ -6,6 +6,7 @@ The service is the one given, or a SeaweedFS of this benchmark's own on loopback
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import time
@@ -132,6 +133,8 @@ def running_server(folder: Path) -> Iterator[str]:
         "-master.telemetry=false",
         "-volume.max=16",
         "-master.electionTimeout=1s",
+        "-s3.port.iceberg=0",  # these two have fixed ports by default, on which a second server beside this one ends
+        "-s3.port.lance=0",
     ]
     for option, port in zip(("master.port", "volume.port", "filer.port", "s3.port"), ports, strict=True):
         command.append(f"-{option}={port}")
@@ -162,9 +165,13 @@ def _put(url: str) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports whose neighbours 10,000 higher are free too (SeaweedFS listens there for gRPC)."""
+    """Ports whose neighbours 10,000 higher are free too (SeaweedFS listens there for gRPC).
+
+    Each process begins elsewhere: tests that run side by side would find the same ones free before either has started its server. All begin
+    low, so that gRPC's are below those that Linux gives to clients (from 32,768 on).
+    """
     found: list[int] = []
-    for port in range(23_000, 30_000):
+    for port in range(21_000 + os.getpid() % 128 * 8, 30_000):
         with socket.socket() as plain, socket.socket() as grpc, contextlib.suppress(OSError):
             plain.bind(("127.0.0.1", port))
             grpc.bind(("127.0.0.1", port + 10_000))
