@@ -8,6 +8,7 @@ repeated or lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -44,6 +45,7 @@ class ClusterClient:
         self._metrics = Metrics()
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._publishing: asyncio.Task[None] | None = None
+        self.publishing = 1  # clients that do, this one among them, as of late
 
     @classmethod
     def connect(cls, namespace: str) -> ClusterClient:
@@ -100,11 +102,15 @@ class ClusterClient:
         return merge(parts, accept)
 
     def publish_metrics(self) -> None:
-        """From now on, leave this client's metrics with the scheduler every few seconds, so that any client can show those of all."""
+        """From now on, leave this client's metrics with the scheduler every few seconds, so that any client can show those of all.
+
+        `publishing` says how many clients do so.
+        """
 
         async def publish() -> None:
             while True:
-                self._calls.send(SCHEDULER, "client_metrics", self._name, self._metrics.render())
+                with contextlib.suppress(DualPathError):  # while there is no scheduler
+                    self.publishing = await self._calls.call(SCHEDULER, "publish", self._name, self._metrics.render())
                 await asyncio.sleep(PUBLISH_S)
 
         self._publishing = asyncio.get_running_loop().create_task(publish())

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 CLIENT_KEPT_S = 60.0
+CLIENT_SPEAKS_S = 12.0  # four times PUBLISH_S of actors/client.py
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
 
 
@@ -390,6 +391,11 @@ class SchedulerActor:
         self._clients[client] = (now, text)
         self._clients = {name: kept for name, kept in self._clients.items() if now - kept[0] < CLIENT_KEPT_S}
         return {name: kept for name, (_, kept) in self._clients.items()}
+
+    async def publish(self, client: str, text: str) -> int:
+        """The same without their texts: how many clients have spoken within the last seconds."""
+        await self.client_metrics(client, text)
+        return sum(time.monotonic() - at < CLIENT_SPEAKS_S for at, _ in self._clients.values())
 
     async def process_id(self) -> int:
         return os.getpid()

@@ -85,7 +85,11 @@ def _replicas(serving: ServingSettings) -> dict[str, Any]:
     wanted = TARGET_SHARE * serving.max_concurrent_requests
     return {
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=serving.replicas, max_replicas=serving.most_replicas, target_ongoing_requests=wanted
+            min_replicas=serving.replicas,
+            max_replicas=serving.most_replicas,
+            target_ongoing_requests=wanted,
+            upscale_delay_s=serving.more_replicas_after_s,
+            downscale_delay_s=serving.fewer_replicas_after_s,
         )
     }
 
@@ -115,9 +119,10 @@ class Http:
         logs.setup(settings.telemetry, "http", instance)
         tracing.setup(settings.telemetry, "http", instance)
         self._settings = settings
-        self._access = Access(settings.serving.api_keys, settings.serving.replicas)
         self._client = ClusterClient(settings.cluster.namespace)
         self._client.publish_metrics()
+        # Of HTTP replicas alone the clients publish; with autoscaling there may be more than were asked for.
+        self._access = Access(settings.serving.api_keys, lambda: max(settings.serving.replicas, self._client.publishing))
         self._service = await _service(self._client, settings, settings.serving)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

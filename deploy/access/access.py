@@ -15,8 +15,8 @@ from deploy.openai_api.errors import ApiError
 class Access:
     """Checks API keys, if there are any, and their tenants' limits. One per HTTP replica."""
 
-    def __init__(self, key_file: Path | None = None, replicas: int = 1) -> None:
-        """Raises ConfigError for an unusable file."""
+    def __init__(self, key_file: Path | None = None, replicas: Callable[[], int] = lambda: 1) -> None:
+        """`replicas`: see TenantLimits. Raises ConfigError for an unusable file."""
         self._keys = ApiKeys(key_file) if key_file else None
         self._limits = TenantLimits(replicas)
 

@@ -21,22 +21,22 @@ class _Use:
 class TenantLimits:
     """A token bucket that holds one minute's requests, and a count of the active ones, per tenant."""
 
-    def __init__(self, replicas: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
-        """`replicas`: limits are the tenant's in all; each replica allows its share, at least one request."""
+    def __init__(self, replicas: Callable[[], int] = lambda: 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """`replicas`: how many there are now. Limits are the tenant's in all; each replica allows its share, at least one request."""
         self._replicas, self._clock = replicas, clock
         self._uses: dict[str, _Use] = {}
 
     def enter(self, tenant: str, requests_per_minute: float | None, concurrency: int | None) -> Callable[[], None]:
         """Count a request in; call the result, once, at its end. Raises ApiError (429) with the time after which it may fit."""
-        now = self._clock()
+        now, replicas = self._clock(), self._replicas()
         use = self._uses.get(tenant)
         if use is None:
             self._uses[tenant] = use = _Use(float("inf"), now)
-        if concurrency is not None and use.active >= max(1, concurrency // self._replicas):
+        if concurrency is not None and use.active >= max(1, concurrency // replicas):
             raise _refused(f"{use.active} requests of this tenant are being served, its limit in this replica", 1)
         if requests_per_minute is not None:
-            size = max(1.0, requests_per_minute / self._replicas)
-            rate = requests_per_minute / self._replicas / 60
+            size = max(1.0, requests_per_minute / replicas)
+            rate = requests_per_minute / replicas / 60
             use.tokens = min(size, use.tokens + (now - use.at) * rate)
             if use.tokens < 1:
                 use.at = now

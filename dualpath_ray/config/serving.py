@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import ByteSize, Field, model_validator
 
-from dualpath_ray.config.section import Count, Seconds, Section, UserPath
+from dualpath_ray.config.section import Count, Delay, Seconds, Section, UserPath
 
 
 class ServingSettings(Section):
@@ -21,8 +21,11 @@ class ServingSettings(Section):
     tls_key: UserPath | None = Field(default=None, description="PEM file with the certificate's private key.")
     replicas: Count = Field(default=1, description="HTTP replicas; each tokenises, asks the scheduler and streams.")
     most_replicas: Count | None = Field(
-        default=None, description="With this, Ray Serve runs between `replicas` and this many, by the requests in progress."
+        default=None,
+        description="With this, Ray Serve runs `replicas` to this many, so that 0.6 x `max_concurrent_requests` are in progress in each.",
     )
+    more_replicas_after_s: Delay = Field(default=30.0, description="How long there must be too few replicas before Ray Serve adds some.")
+    fewer_replicas_after_s: Delay = Field(default=600.0, description="How long there must be too many before it stops some.")
     request_timeout_s: Seconds = Field(default=600.0, description="A request that takes longer is given up and its resources are freed.")
     max_concurrent_requests: Count = Field(default=256, description="Requests that one replica serves at once.")
     max_queued_requests: Count = Field(default=1024, description="Requests that may wait for a replica; more get status 429.")

@@ -1,4 +1,4 @@
-"""The application with engines of its own, as `serve deploy` runs it: deployed anew, and robbed of its engines, under steady load."""
+"""The application with engines of its own, as `serve deploy` runs it: scaled, deployed anew, and robbed of its engines, under load."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from deploy.app import application
@@ -40,8 +42,8 @@ def api(local_ray: None) -> Callable[[], openai.AsyncOpenAI]:
 
 
 @asynccontextmanager
-async def steady_load(api: openai.AsyncOpenAI, answers: list[str]) -> AsyncIterator[None]:
-    """Two clients ask the same again and again and collect the answers; neither retries, and the first failure is raised."""
+async def steady_load(api: openai.AsyncOpenAI, answers: list[str], clients: int = 2) -> AsyncIterator[None]:
+    """Clients that ask the same again and again and collect the answers; none retries, and the first failure is raised."""
     over = asyncio.Event()
 
     async def ask() -> None:
@@ -52,17 +54,25 @@ async def steady_load(api: openai.AsyncOpenAI, answers: list[str]) -> AsyncItera
             answers.append("".join(chunk.choices[0].text for chunk in chunks))
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(2):
+        for _ in range(clients):
             group.create_task(ask())
         yield
         over.set()
 
 
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(150):
+        while not await condition():
+            await asyncio.sleep(0.2)
+
+
 async def answered(answers: list[str], more: int) -> None:
     wanted = len(answers) + more
-    async with asyncio.timeout(150):
-        while len(answers) < wanted:
-            await asyncio.sleep(0.1)
+
+    async def enough() -> bool:
+        return len(answers) >= wanted
+
+    await until(enough)
 
 
 @pytest.mark.timeout(600)
@@ -83,6 +93,48 @@ async def test_no_request_fails_when_engines_are_replaced_or_die(
             assert not first.is_running()
             await answered(answers, 4)
             replica("Engines").kill()
+            await answered(answers, 8)
+    finally:
+        await asyncio.to_thread(serve.shutdown)
+    assert len(set(answers)) == 1
+
+
+@pytest.mark.timeout(600)
+async def test_http_replicas_follow_the_load(api: Callable[[], openai.AsyncOpenAI], tiny_llama: Path, tmp_path: Path) -> None:
+    """One replica for two clients, two for eight, one again for two; all are served throughout, by both while there are two."""
+    wanted = settings(
+        tiny_llama,
+        tmp_path / "store",
+        "model.served_name=served",
+        "serving.max_concurrent_requests=4",
+        "serving.most_replicas=2",
+        "serving.more_replicas_after_s=1",
+        "serving.fewer_replicas_after_s=2",
+    )
+
+    def running(replicas: int) -> Callable[[], Awaitable[bool]]:
+        async def reached() -> bool:
+            status = await asyncio.to_thread(serve.status)
+            return dict(status.applications["own"].deployments["Http"].replica_states) == {"RUNNING": replicas}
+
+        return reached
+
+    async def both_answer() -> bool:
+        page = await asyncio.to_thread(httpx.get, str(client.base_url.join("/metrics")), timeout=60)
+        samples = [sample for family in text_string_to_metric_families(page.text) for sample in family.samples]
+        served = [sample for sample in samples if sample.name == "dualpath_requests_total" and sample.value > 0]
+        return len({sample.labels["instance"] for sample in served}) == 2
+
+    try:
+        await asyncio.to_thread(serve.run, application(wanted, start_engines=True), name="own", route_prefix="/")
+        answers: list[str] = []
+        async with api() as client, steady_load(client, answers):
+            await answered(answers, 4)
+            assert await running(1)()
+            async with steady_load(client, answers, clients=6):
+                await until(running(2))
+                await until(both_answer)
+            await until(running(1))
             await answered(answers, 8)
     finally:
         await asyncio.to_thread(serve.shutdown)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.messages import Report
-from actors.scheduler import CLIENT_KEPT_S, UNCONFIRMED_S, SchedulerActor, attempt_name
+from actors.scheduler import CLIENT_KEPT_S, CLIENT_SPEAKS_S, UNCONFIRMED_S, SchedulerActor, attempt_name
 from dualpath_ray.config import TelemetrySettings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.telemetry import tracing
@@ -360,3 +360,6 @@ async def test_clients_leave_their_metrics_until_they_are_gone(scheduler: Schedu
     assert await scheduler.client_metrics("b", "2") == {"a": "1", "b": "2"}
     scheduler._clients["a"] = (time.monotonic() - CLIENT_KEPT_S - 1, "1")
     assert await scheduler.client_metrics("b", "3") == {"b": "3"}
+    assert await scheduler.publish("a", "4") == 2
+    scheduler._clients["b"] = (time.monotonic() - CLIENT_SPEAKS_S - 1, "3")
+    assert await scheduler.publish("a", "5") == 1

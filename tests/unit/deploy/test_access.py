@@ -126,14 +126,18 @@ async def test_a_body_that_does_not_come_is_given_up(http: httpx.AsyncClient, ke
 
 
 def test_buckets_fill_up_again() -> None:
-    now = [0.0]
-    limits = TenantLimits(replicas=2, clock=lambda: now[0])
+    now, replicas = [0.0], [2]
+    limits = TenantLimits(lambda: replicas[0], clock=lambda: now[0])
     for _ in range(5):  # ten a minute, five in each of two replicas
         limits.enter("a", 10, None)()
     with pytest.raises(ApiError) as error:
         limits.enter("a", 10, None)
     assert error.value.headers == {"Retry-After": "12"}
     now[0] = 12.01
+    limits.enter("a", 10, None)()
+    with pytest.raises(ApiError):
+        limits.enter("a", 10, None)
+    now[0], replicas[0] = 18.02, 1  # the other replica is gone: all of the limit comes here
     limits.enter("a", 10, None)()
     with pytest.raises(ApiError):
         limits.enter("a", 10, None)

@@ -44,6 +44,7 @@ def test_serve_scales_http_replicas_between_bounds() -> None:
 
     scaled = config("serving.replicas=2", "serving.most_replicas=5", "serving.max_concurrent_requests=100").autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (2, 5, 60)
+    assert (scaled.upscale_delay_s, scaled.downscale_delay_s) == (30, 600)
     fixed = config("serving.replicas=3")
     assert fixed.autoscaling_config is None and fixed.num_replicas == 3
 
