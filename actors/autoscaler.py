@@ -168,13 +168,16 @@ class Autoscaler:
 
     def _end(self, node: Node) -> None:
         names = [node.node_id, *node.engine_ids]
-        self._cluster.stop_node(node)
         with contextlib.suppress(DualPathError, RayError):  # a scheduler that is being restarted does not know them
+            self._ask("leave", names)
+        self._cluster.stop_node(node)
+        with contextlib.suppress(DualPathError, RayError):
             self._ask("retire", names)
 
     def _switch_node(self, node: Node, role: Role) -> None:
         if self._drained(node):
             old = list(node.engine_ids)
+            self._ask("leave", old)
             self._cluster.stop_engines(node)
             self._ask("retire", old)
             self._cluster.start_engines(node, role)

@@ -170,6 +170,11 @@ class SchedulerActor:
         self._core.resume_node(node_id)
         self._events.note("resumed", node_id, "gets requests again")
 
+    async def leave(self, engine_ids: Sequence[str]) -> None:
+        """These processes are about to be ended on purpose; `retire` follows."""
+        for engine_id in engine_ids:
+            self._supervisor.leaves(engine_id)
+
     async def retire(self, engine_ids: Sequence[str]) -> None:
         """Forget processes that have been ended on purpose. Unknown ones are ignored."""
         for engine_id in engine_ids:

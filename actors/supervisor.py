@@ -74,6 +74,7 @@ class Supervisor:
     current: dict[str, Incarnation] = field(default_factory=dict)  # by engine id
     _past: dict[str, Incarnation] = field(default_factory=dict)  # over, or known from an earlier scheduler; by agent
     _vacant: dict[str, _Vacancy] = field(default_factory=dict)
+    _leaving: set[str] = field(default_factory=set)  # engine ids
     _telling: Background = field(default_factory=lambda: Background("supervisor"))
 
     # ---- what processes tell
@@ -109,8 +110,13 @@ class Supervisor:
         incarnation.heard_at, incarnation.next_check, incarnation.report = time.monotonic(), 0.0, report
         return incarnation.registration
 
+    def leaves(self, engine_id: str) -> None:
+        """A process is about to be ended on purpose: until it is retired, its silence is no death."""
+        self._leaving.add(engine_id)
+
     def retire(self, engine_id: str) -> Registration | None:
-        """A process is ended on purpose; others are told when Ray says that it has ended. Returns who it was, if that is known."""
+        """A process was ended on purpose; others are told when Ray says that it has ended. Returns who it was, if that is known."""
+        self._leaving.discard(engine_id)
         self._vacant.pop(engine_id, None)
         incarnation = self.current.pop(engine_id, None)
         if incarnation is None:
@@ -153,9 +159,9 @@ class Supervisor:
         """Ask Ray about a process that has fallen silent."""
         if suspect_s is None:
             suspect_s = max(SUSPECT_S, MISSED_REPORTS * self.settings.scheduling.report_interval_s)
-        if incarnation.silent_s < suspect_s or time.monotonic() < incarnation.next_check:
-            return
         registration = incarnation.registration
+        if registration.engine_id in self._leaving or incarnation.silent_s < suspect_s or time.monotonic() < incarnation.next_check:
+            return
         incarnation.next_check = time.monotonic() + RECHECK_S
         try:
             process = await self.calls.process(registration.actor_name)

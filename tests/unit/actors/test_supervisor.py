@@ -77,6 +77,22 @@ async def test_a_process_that_ended_is_over_at_once_and_dead_when_its_last_bytes
     assert "prefill-0-1" not in world.calls.remembered
 
 
+async def test_a_process_that_is_ended_on_purpose_did_not_die(world: World) -> None:
+    """However long its ending takes: somebody looks before the last word of it comes."""
+    world.supervisor.leaves("prefill-0")
+    world.calls.pids["actor-prefill-0"] = None
+    await world.fall_silent("prefill-0", 2 * HEALTH_S)
+    await world.supervisor.suspect("actor-prefill-0")
+    assert not world.over
+    assert not world.calls.killed
+    assert world.supervisor.retire("prefill-0") is not None
+    assert not world.supervisor.lost
+    await world.fall_silent("prefill-0", 2.0)
+    await world.fall_silent("prefill-0", 2 * LATE_S)
+    assert not world.over
+    assert world.told == others("prefill-0", "prefill-0-1"), "its memory is free all the same"
+
+
 async def test_a_process_that_did_not_answer_somebody_is_looked_after_at_once(world: World) -> None:
     await world.supervisor.suspect("actor-prefill-0")
     assert not world.over, "Ray has it still"
