@@ -64,8 +64,9 @@ class ClusterProcess:
         self._agent_name = ""
         context = ray.get_runtime_context()
         actor = context.current_actor
-        # Queued behind this constructor.
-        (actor.come_back if context.was_current_actor_reconstructed else actor.start).remote()
+        # Queued behind this constructor. Ray refuses the call when it hears that this actor is restarting before it hears that it lives.
+        begin = actor.come_back if context.was_current_actor_reconstructed else actor.start
+        begin.options(max_task_retries=-1).remote()
 
     async def start(self) -> str:
         """Bring this incarnation up, once. Returns its agent name. Raises what went wrong; the next call tries again."""
