@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -58,7 +60,7 @@ def connect_ray(settings: Settings) -> bool:
     options: dict[str, Any] = {"namespace": cluster.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if address != "local":
         try:
-            ray.init(address=address, **options)
+            _init_ray(address=address, **options)
         except (ValueError, ConnectionError) as error:
             raise ConfigError(f"there is no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
         return False
@@ -72,13 +74,23 @@ def connect_ray(settings: Settings) -> bool:
     }
     for attempt in range(LOCAL_START_ATTEMPTS):
         try:
-            ray.init(**local)
+            _init_ray(**local)
             return True
         except Exception as error:  # Ray gives a node 30 s to start, however busy the machine is, and raises a bare Exception then
             ray.shutdown()
             if attempt + 1 == LOCAL_START_ATTEMPTS:
                 raise ConfigError(f"a local Ray could not start: {' '.join(str(error).split())}") from error
     raise AssertionError("unreachable")
+
+
+def _init_ray(**options: Any) -> None:
+    """`ray.init`, after which SIGTERM does what it did before: Ray's own handler aborts the process where it stands."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _engines(settings: Settings) -> int:

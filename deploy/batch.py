@@ -19,13 +19,12 @@ from rich.console import Console
 
 from deploy.batch_progress import BatchProgress
 from deploy.openai_api.finished_lines import FinishedLines
+from deploy.stop_signals import INTERRUPTED, ending_with_ray, raise_on_signals
 from dualpath_ray.cli import Failure
 from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError, DualPathError
-
-INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 
 class OneLineErrors(click.Command):
@@ -85,12 +84,11 @@ def _run(requests: Path, results: Path, settings: Settings, concurrency: int, te
     import ray
 
     from actors.cluster import Cluster, connect_ray
-    from deploy.stop_signals import ending_with_ray, raise_on_signals
 
-    with ending_with_ray(), ExitStack() as stack:
+    raise_on_signals()
+    with ending_with_ray(INTERRUPTED), ExitStack() as stack:
         if connect_ray(settings):
             stack.callback(ray.shutdown)
-        raise_on_signals()
         if not _is_running(settings):
             stack.callback(Cluster.start(settings).stop)
         asyncio.run(_answer(requests, results, settings, concurrency, tenant, finished))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from deploy.stop_signals import INTERRUPTED, ending_with_ray, raise_on_signals
 from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
@@ -41,17 +43,12 @@ def command(settings: Settings, as_json: bool) -> None:
         raise ConfigError("the demo compares its text with that of unquantised KV: leave model.kv_dtype unset")
     console = Console(file=sys.stderr if as_json else sys.stdout)
     set_ray_defaults(settings.cluster.address)
-    from deploy.stop_signals import raise_on_signals
-
     raise_on_signals()
-    # Ray prints to the driver's standard streams when a worker dies, which the demo makes them do; the view must stay readable.
-    with (
-        tempfile.TemporaryDirectory(prefix="dualpath-demo-") as store,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        report = _play(_demo_settings(settings, Path(store)), console)
+    try:
+        report = _run(settings, console)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        raise SystemExit(INTERRUPTED) from None
     if as_json:
         click.echo(json.dumps(report.document(), indent=2))
     else:
@@ -60,6 +57,17 @@ def command(settings: Settings, as_json: bool) -> None:
         summary(report, console)
     if not report.identical_to_reference or report.leaked_slots:
         raise SystemExit(1)
+
+
+def _run(settings: Settings, console: Console) -> Any:
+    # Ray prints to the driver's standard streams when a worker dies, which the demo makes them do; the view must stay readable.
+    with (
+        tempfile.TemporaryDirectory(prefix="dualpath-demo-", ignore_cleanup_errors=True) as store,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        return _play(_demo_settings(settings, Path(store)), console)
 
 
 def _demo_settings(settings: Settings, store: Path) -> Settings:
@@ -85,14 +93,16 @@ def _play(settings: Settings, console: Console) -> Any:
 
     from deploy.demo_report import LiveView, Report
     from deploy.running_service import running_service
-    from deploy.stop_signals import ending_with_ray, raise_on_signals
+
+    def leave() -> None:
+        console.show_cursor()
+        shutil.rmtree(settings.storage.path, ignore_errors=True)
 
     started = time.monotonic()
     view = LiveView(Report(settings.model.name))
     with Live(view, console=console, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False):
         view.status = "starting Ray, a prefill and a decode node with their gateways, the scheduler and the HTTP server ..."
-        with ending_with_ray(), running_service(settings) as address:
-            raise_on_signals()
+        with ending_with_ray(INTERRUPTED, leave), running_service(settings) as address:
             try:
                 prompts = asyncio.run(_Demo(settings, address, view).run())
             except APIStatusError as error:

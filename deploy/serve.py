@@ -31,7 +31,6 @@ def command(settings: Settings, host: str | None, port: int | None) -> None:
     raise_on_signals()
     try:
         with ending_with_ray(), running_service(settings) as address:
-            raise_on_signals()
             click.echo(f"serving {settings.model.name} at {address}/v1", err=True)
             signal.pause()
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,6 +20,7 @@ import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RAY = ("gcs_server", "raylet")
+INTERRUPTED = 130  # exit status, as shells have it
 LOOK_S = 0.5
 GRACE_S = 5.0  # an orderly end takes its last second without Ray
 
@@ -27,10 +28,7 @@ _stopping = threading.Event()
 
 
 def raise_on_signals() -> None:
-    """From now on both signals raise KeyboardInterrupt in the main thread, once: cleaning up is not interrupted by another one.
-
-    Call it again after `ray.init`, which sets a handler of its own for SIGTERM.
-    """
+    """From now on both signals raise KeyboardInterrupt in the main thread, once: cleaning up is not interrupted by another one."""
     for number in SIGNALS:
         signal.signal(number, _raise)
 
@@ -43,20 +41,20 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def ending_with_ray() -> Iterator[None]:
-    """If a Ray that this process starts in the block dies, end the process: with status 0 if a signal had told it to stop, otherwise 1.
+def ending_with_ray(stopped: int = 0, cleanup: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """If a Ray that this process starts in the block dies, end the process: with status `stopped` if a signal had told it to stop, else 1.
 
-    Ray's other processes end when their raylet has. Nothing of the project needs more: a crash leaves the same.
+    Ray's other processes end when their raylet has. `cleanup`, in another thread, removes what a crash would leave.
     """
     left = threading.Event()
-    threading.Thread(target=_watch, args=(left,), name="ray-watch", daemon=True).start()
+    threading.Thread(target=_watch, args=(left, stopped, cleanup), name="ray-watch", daemon=True).start()
     try:
         yield
     finally:
         left.set()
 
 
-def _watch(left: threading.Event) -> None:
+def _watch(left: threading.Event, stopped: int, cleanup: Callable[[], object]) -> None:
     import ray  # not before the program has set Ray's environment
 
     heads: list[psutil.Process] = []  # of the Ray that was connected last
@@ -71,9 +69,12 @@ def _watch(left: threading.Event) -> None:
             continue
         died_at = died_at or time.monotonic()
         if time.monotonic() - died_at > GRACE_S:
-            if _stopping.is_set():
-                _end(0, "stopped, as Ray was")
-            _end(1, "Ray has died under this program; its logs say why (/tmp/ray/session_latest/logs, or RAY_TMPDIR)")
+            try:
+                cleanup()
+            finally:
+                if _stopping.is_set():
+                    _end(stopped, "stopped, as Ray was")
+                _end(1, "Ray has died under this program; its logs say why (/tmp/ray/session_latest/logs, or RAY_TMPDIR)")
 
 
 def _lives(child: psutil.Process) -> bool:
@@ -85,6 +86,6 @@ def _lives(child: psutil.Process) -> bool:
 
 
 def _end(status: int, why: str) -> None:
-    print(why, file=sys.stderr, flush=True)
+    print(why, file=sys.__stderr__, flush=True)  # also where a program has put its own standard error elsewhere
     logging.shutdown()
     os._exit(status)
