@@ -33,11 +33,12 @@ else
 	exit $$status
 endif
 
-# `dualpath serve` and the deployed application, replaced and killed under load: starts Ray several times, so it is not part of `make test`.
+# Tests that start Ray several times, or take minutes (marked `live`): the deployed application replaced, scaled and robbed of its engines
+# under load, machines that follow the load, `dualpath serve`. Not part of `make test`.
 test-live: export DUALPATH_TEST_LIVE := 1
 test-live: export OMP_NUM_THREADS ?= 1
 test-live: env
-	$(BIN)/python -m pytest -v tests/cluster/test_application.py tests/cluster/test_serve_command.py $(ARGS)
+	$(BIN)/python -m pytest -v -m live tests $(ARGS)
 
 # RDMA in a virtual machine with soft-RoCE devices (qemu-system-x86 and Debian or Ubuntu): minutes, within a limit of 15.
 test-rdma: export DUALPATH_TEST_VM := 1

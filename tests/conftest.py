@@ -32,6 +32,15 @@ hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("DUALPATH_TEST_LIVE"):
+        return
+    skip = pytest.mark.skip(reason="minutes of two cores; make test-live")
+    for item in items:
+        if item.get_closest_marker("live") is not None:
+            item.add_marker(skip)
+
+
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A directory of the test's own with a short path (Ray's sockets in it must stay under 108 bytes), removed afterwards."""

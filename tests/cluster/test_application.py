@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from deploy.app import application
 from deploy.running_service import free_port
 from dualpath_ray.config import Settings
 
-pytestmark = pytest.mark.skipif(not os.environ.get("DUALPATH_TEST_LIVE"), reason="minutes of two cores; make test-live")
+pytestmark = pytest.mark.live
 PROMPT = "Every block is read through the storage NIC that is idle. " * 4
 
 

@@ -24,6 +24,7 @@ def isolation_works() -> bool:
     return os.geteuid() == 0 and subprocess.run([*ISOLATED, "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
 
 
+@pytest.mark.live
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not isolation_works(), reason="needs root, and namespaces of its own (unshare --net --pid)")
 def test_machines_follow_the_load(tiny_llama: Path, short_tmp: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_demo_plays_to_its_end(short_tmp: Path) -> None:
     assert any(turn["cached_tokens"] for turn in document["turns"])
 
 
-@pytest.mark.skipif(not os.environ.get("DUALPATH_TEST_LIVE"), reason="minutes of two cores; make test-live")
+@pytest.mark.live
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.timeout(280)
 def test_a_signal_to_its_whole_group_leaves_nothing(short_tmp: Path, number: signal.Signals) -> None:

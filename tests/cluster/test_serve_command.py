@@ -21,7 +21,7 @@ import pytest
 
 from dualpath_ray.models.tiny import make_tiny_model
 
-pytestmark = pytest.mark.skipif(not os.environ.get("DUALPATH_TEST_LIVE"), reason="minutes of two cores; make test-live")
+pytestmark = pytest.mark.live
 DUALPATH = [sys.executable, "-c", "from dualpath_ray.cli import main; main()"]
 
 
