@@ -74,8 +74,17 @@ def _yaml(name: str, text: str | bytes) -> Any:
 def _show(document: dict[str, Any]) -> None:
     table = Table("result", "value")
     for key, value in document.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else f"{value}")
+        table.add_row(key, _readable(value))
     Console().print(table)
+
+
+def _readable(value: Any) -> str:
+    """For people, four digits are enough; `--json` has them all."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
 @click.command()
