@@ -34,7 +34,7 @@ else
 endif
 
 # Tests that start Ray several times, or take minutes (marked `live`): the deployed application replaced, scaled and robbed of its engines
-# under load, machines that follow the load, `dualpath serve`. Not part of `make test`.
+# under load, machines that follow the load, `dualpath serve`, the docs' commands. Not part of `make test`.
 test-live: export DUALPATH_TEST_LIVE := 1
 test-live: export OMP_NUM_THREADS ?= 1
 test-live: env

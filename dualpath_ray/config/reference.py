@@ -13,8 +13,13 @@ _HEAD = """# Settings
 
 Settings come from, in rising precedence: the defaults below, a YAML file (`--config FILE` or `DUALPATH_CONFIG`), environment variables
 `DUALPATH__SECTION__FIELD` (for example `DUALPATH__MODEL__DTYPE=bfloat16`), and `--set section.field=value`. Values are read as YAML;
-sizes may be written like `8GiB`. `dualpath config check` says whether a configuration is valid, `dualpath config show` prints the values in
-force, `dualpath config schema` the JSON schema. Times are in seconds and sizes in bytes unless the name says otherwise.
+sizes may be written like `8GiB`. Times are in seconds and sizes in bytes unless the name says otherwise.
+
+```console
+$ dualpath config check     # whether a configuration is valid
+$ dualpath config show      # the values in force
+$ dualpath config schema    # the JSON schema
+```
 
 This page is made from `dualpath_ray/config/` by `make docs`.
 """

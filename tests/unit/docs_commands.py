@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -21,6 +22,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # Programs whose arguments are not checked, each with the reason. Files of ours that they name must exist all the same.
 UNCHECKED = {
+    "cat": "of the system",
     "chmod": "of the system",
     "curl": "its requests are what tests/unit/deploy sends",
     "docker": "not there where the tests run; hadolint checks the container file",
@@ -34,22 +36,27 @@ CHECKED = ("dualpath", "make", "python", "ray", "serve")
 VARIABLES = ("RAY_", "DUALPATH__")
 PLACEHOLDERS = {"N": "256", "S": "1", "M": "1", "NAME": "gain", "TRACES...": "traces.jsonl", "...": None}  # None: nothing
 
-_BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```\n", re.DOTALL)
+_BLOCK = re.compile(r"(?:<!-- (?P<mark>needs|live): [^\n]+ -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```\n", re.DOTALL)
 _INDENTED = re.compile(r"(?:^ {4}\S.*\n)+", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
+_SUBSTITUTION = re.compile(r"\$\([^)]*\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _INPUT = re.compile(r"[\w-]+\.(?:jsonl|yaml)")
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`runs`: it stands in a console block that needs nothing, so that it is run. Others are parsed; `named`: in the text, where a program
-    and its subcommand may stand without their arguments."""
+    """`runs`: it stands in a console block, and this is what the comment before the block says of it: nothing, so that it is run always;
+    `live: why`, run by `make test-live` alone; or `needs: what`, never. Those that do not always run are parsed. `named`: in the text,
+    where a program and its subcommand may stand without their arguments.
+    """
 
     page: str
     line: str
-    runs: bool = False
+    runs: Literal["always", "live", "never"] = "never"
     named: bool = False
+    section: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}: {self.line[:70]}"
@@ -62,7 +69,9 @@ def commands_of(page: Path) -> list[Command]:
     for block in _BLOCK.finditer(text):
         lines = _lines(block["text"])
         if block["kind"] == "console":
-            found += [Command(page.stem, line.removeprefix("$ "), not block["needs"]) for line in lines if line.startswith("$ ")]
+            runs: Literal["always", "live", "never"] = {None: "always", "live": "live", "needs": "never"}[block["mark"]]
+            section = _HEADING.findall(text, 0, block.start())[-1]
+            found += [Command(page.stem, line.removeprefix("$ "), runs, section=section) for line in lines if line.startswith("$ ")]
     rest = _BLOCK.sub("\n", text)
     for indented in _INDENTED.findall(rest):
         found += [Command(page.stem, line) for line in _lines(indented) if _program(line) in (*CHECKED, *UNCHECKED)]
@@ -107,10 +116,10 @@ def _program(line: str) -> str:
 
 def _simple_commands(line: str) -> Iterator[list[str]]:
     """The words of each command in a line of shell."""
-    words = shlex.split(line, comments=True)
+    words = shlex.split(_SUBSTITUTION.sub("X", line), comments=True)
     part: list[str] = []
     for word in [*words, "&&"]:
-        if word == "&&":
+        if word in ("&&", "|"):
             yield _plain(part)
             part = []
         else:
