@@ -45,8 +45,9 @@ class Args(BaseModel):
 
     config: Path | None = Field(default=None, description="YAML file with settings.")
     overrides: list[str] | Mapping[str, Any] = Field(default=[], description="Single settings, as `section.field=value` or a mapping.")
-    engines: Literal["start", "attach"] = Field(
-        default="start", description="start: the application runs the engines too; attach: they run already, in cluster.namespace."
+    engines: Literal["start", "attach", "only"] = Field(
+        default="start",
+        description="start: the application runs the engines too; attach: others do, in cluster.namespace; only: it runs nothing else.",
     )
 
     def settings(self) -> Settings:
@@ -56,7 +57,12 @@ class Args(BaseModel):
 
 def build(args: Args) -> Application:
     """The application of `args`. Raises ConfigError."""
-    return application(args.settings(), start_engines=args.engines == "start")
+    settings = args.settings()
+    if args.engines == "only":
+        engines: Any = Engines  # as in `application`
+        alone: Application = engines.bind(settings)
+        return alone
+    return application(settings, start_engines=args.engines == "start")
 
 
 def application(settings: Settings, *, start_engines: bool, drain_s: float | None = None) -> Application:

@@ -12,8 +12,10 @@ import httpx
 import openai
 import psutil
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
+from ray.serve.schema import ServeDeploySchema
 
 from deploy.app import application
 from deploy.running_service import free_port
@@ -29,7 +31,7 @@ def settings(model: Path, store: Path, *overrides: str) -> Settings:
 
 
 def replica(deployment: str) -> psutil.Process:
-    (found,) = [one for one in psutil.Process().children(recursive=True) if f"ServeReplica:own:{deployment}" in " ".join(one.cmdline())]
+    (found,) = [one for one in psutil.Process().children(recursive=True) if f"ServeReplica:{deployment}" in " ".join(one.cmdline())]
     return found
 
 
@@ -57,6 +59,10 @@ async def steady_load(api: openai.AsyncOpenAI, answers: list[str], clients: int 
             group.create_task(ask())
         yield
         over.set()
+
+
+async def page(api: openai.AsyncOpenAI, path: str) -> httpx.Response:
+    return await asyncio.to_thread(httpx.get, str(api.base_url.join(path)), timeout=60)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -87,11 +93,11 @@ async def test_no_request_fails_when_engines_are_replaced_or_die(
         answers: list[str] = []
         async with api() as client, steady_load(client, answers):
             await answered(answers, 4)
-            first = replica("Engines")
+            first = replica("own:Engines")
             await deploy("prefill.window_layers=2")
             assert not first.is_running()
             await answered(answers, 4)
-            replica("Engines").kill()
+            replica("own:Engines").kill()
             await answered(answers, 8)
     finally:
         await asyncio.to_thread(serve.shutdown)
@@ -119,8 +125,8 @@ async def test_http_replicas_follow_the_load(api: Callable[[], openai.AsyncOpenA
         return reached
 
     async def both_answer() -> bool:
-        page = await asyncio.to_thread(httpx.get, str(client.base_url.join("/metrics")), timeout=60)
-        samples = [sample for family in text_string_to_metric_families(page.text) for sample in family.samples]
+        metrics = (await page(client, "/metrics")).text
+        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
         served = [sample for sample in samples if sample.name == "dualpath_requests_total" and sample.value > 0]
         return len({sample.labels["instance"] for sample in served}) == 2
 
@@ -135,6 +141,51 @@ async def test_http_replicas_follow_the_load(api: Callable[[], openai.AsyncOpenA
                 await until(both_answer)
             await until(running(1))
             await answered(answers, 8)
+    finally:
+        await asyncio.to_thread(serve.shutdown)
+    assert len(set(answers)) == 1
+
+
+@pytest.mark.timeout(600)
+async def test_new_http_settings_leave_the_engines_alone(api: Callable[[], openai.AsyncOpenAI], tiny_llama: Path, tmp_path: Path) -> None:
+    """By the shipped configuration file, with settings of a test's size in place of those that it names."""
+    document = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "settings" / "serve.yaml").read_text())
+    small = settings(tiny_llama, tmp_path / "store", "model.served_name=served").model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    engines, http = document["applications"]
+    for one in (engines, http):
+        one["args"]["config"] = str(tmp_path / "small.yaml")
+
+    async def deploy() -> None:
+        client: Any = serve.context._get_global_client()  # what the agent behind `serve deploy` does
+        await asyncio.to_thread(client.deploy_apps, ServeDeploySchema.model_validate({"applications": [engines, http]}))
+
+    async def both_run() -> bool:
+        applications = (await asyncio.to_thread(serve.status)).applications
+        return [applications[name].status for name in ("engines", "dualpath")] == ["RUNNING", "RUNNING"]
+
+    async def one_other_http_replica() -> bool:
+        status = (await asyncio.to_thread(serve.status)).applications["dualpath"]
+        return status.status == "RUNNING" and replica("dualpath:Http").pid != first.pid
+
+    try:
+        await deploy()
+        async with api() as client:
+            await until(both_run)
+            answers: list[str] = []
+            async with steady_load(client, answers):
+                await answered(answers, 4)
+                owner, first = replica("engines:Engines"), replica("dualpath:Http")
+                processes = (await page(client, "/status")).json()["processes"]
+                http["args"]["overrides"] = ["serving.max_choices=4"]
+                await deploy()
+                await until(one_other_http_replica)
+                await answered(answers, 8)
+                after = (await page(client, "/status")).json()["processes"]
+            refused = client.completions.create(model="served", prompt="x", n=5)
+            with pytest.raises(openai.BadRequestError, match="4"):
+                await refused
+            assert owner.is_running() and {name: one["pid"] for name, one in after.items()} == {n: p["pid"] for n, p in processes.items()}
     finally:
         await asyncio.to_thread(serve.shutdown)
     assert len(set(answers)) == 1

@@ -24,7 +24,7 @@ TYPOS = [
     ("settings/cluster.yaml", "decode_resources: {dp_decode: 1}", "decode_resources: {}"),
     ("settings/serve.yaml", "route_prefix", "route_prefx"),
     ("settings/serve.yaml", "deploy.app:build", "deploy.app:biuld"),
-    ("settings/serve.yaml", "engines: start", "engines: strat"),
+    ("settings/serve.yaml", "engines: attach", "engines: atach"),
     ("settings/serve.yaml", "http_options", "http_option"),
     ("settings/serve.yaml", "port: 8000", "prot: 8000"),
     ("settings/serve.yaml", "log_level", "log_levle"),
