@@ -205,15 +205,17 @@ class _Demo:
             os.kill(process["pid"], signal.SIGKILL)
         self._view.status = "waiting for Ray to start them again ..."
         deadline = time.monotonic() + self._restart_timeout_s
-        while time.monotonic() < deadline:
+        while True:
             now = (await self._cluster.status())["processes"]  # without those that are dead and not yet replaced
-            if all(name in now and now[name]["agent"] != process["agent"] for name, process in before.items()):
+            missing = [name for name, process in before.items() if name not in now or now[name]["agent"] == process["agent"]]
+            if not missing:
                 return
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{', '.join(missing)} did not come back within {self._restart_timeout_s:.0f} s; the machine may be too small or too"
+                    " busy (cluster.start_timeout_s)"
+                )
             await asyncio.sleep(0.1)
-        raise ConfigError(
-            f"the engines did not come back within {self._restart_timeout_s:.0f} s; the machine may be too small or too busy"
-            " (cluster.start_timeout_s)"
-        )
 
 
 def _compare(settings: Settings, prompts: list[list[Any]], view: Any) -> None:
