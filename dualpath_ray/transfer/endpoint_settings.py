@@ -13,7 +13,7 @@ class EndpointSettings:
     """`tls`, `net_devices` and `error_handling` reach UCX through the environment of the process (see Settings.transfer)."""
 
     progress_thread_delay_us: int = 1000
-    busy_poll_s: float = 0.00001  # pause between looks right after something has happened ...
+    busy_poll_s: float = 0.0001  # pause between looks right after something has happened ...
     idle_poll_s: float = 0.002  # ... and when nothing has happened for long
     push_timeout_s: float = 30.0
     max_post_bytes: int = 8 << 20  # longer pushes go out in pieces, so that urgent ones need not wait behind them
