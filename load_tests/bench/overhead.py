@@ -3,7 +3,7 @@
 The same prompt (nothing cached) and continuation, taking turns: by the engine's runners alone in this process, through the cluster
 client (scheduler, gateways, transfers, both engines), and through HTTP. A Ray Serve application that streams as many events and does
 nothing else shows how much of the last one's time is Serve's. Of the cluster's time to the first token it is said which part passed in
-queues, in waiting for memory and for bytes, and in the engine; messages between processes are the rest.
+queues, in waiting for memory and for bytes, and in the engine; messages between processes are the rest. `ray` is what they cost without us.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def command(settings: Settings, prompt: int, count: int, rounds: int, as_json: b
     from ray import serve
 
     from deploy.running_service import running_service
+    from load_tests.bench import ray_calls
     from load_tests.http.applications import nothing
 
     # Ray prints what its processes have to say to the standard output of its driver, where one document is expected.
@@ -103,6 +104,7 @@ def command(settings: Settings, prompt: int, count: int, rounds: int, as_json: b
             serve.run(nothing(), name="nothing", route_prefix="/nothing")
             times, parts = asyncio.run(_measure(settings, address, bare, prompt, count, rounds, as_json))
             serve.delete("nothing")
+            rays = asyncio.run(ray_calls.measure())
     document: dict[str, Any] = {"model": settings.model.name, "prompt_tokens": prompt, "generated_tokens": count}
     rows = []
     for name, (first, total) in times.items():
@@ -115,6 +117,9 @@ def command(settings: Settings, prompt: int, count: int, rounds: int, as_json: b
             document[name] |= {"added_ttft_s": added, "total_vs_bare": ratio}
             rows[-1] = [name, rows[-1][1], f"{1e3 * added:+.1f} ms", rows[-1][3], f"{ratio:.2f}"]
     document["cluster"]["first_token_s"] = {part: median([each[part] for each in parts]) for part in parts[0]}
+    document["ray"] = rays
+    rows.append(["Ray: a call", f"{1e3 * rays['call_s']:.1f} ms", "", "", ""])
+    rows.append(["Ray: first item", f"{1e3 * rays['first_item_s']:.1f} ms", "", "", ""])
     columns = ["way", "TTFT", "added to TTFT", "whole request", "vs bare"]
     told = ", ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in document["cluster"]["first_token_s"].items())
     title = f"{settings.model.name}: {prompt} prompt tokens, {count} generated; cluster's TTFT in ms: {told}"
