@@ -50,8 +50,8 @@ class TransferSettings(Section):
     )
     busy_poll_s: Delay = Field(
         default=0.0001,
-        description="Shortest pause between looks for what has arrived or landed. Each look takes Python's interpreter from the thread that "
-        "computes: shorter pauses make prefill slower and transfers no faster.",
+        description="Shortest pause between looks for what has arrived or landed. Each look takes Python's interpreter from the thread "
+        "that computes: shorter pauses make prefill slower and transfers no faster.",
     )
     idle_poll_s: Seconds = Field(default=0.002, description="Longest such pause: it grows with the time in which nothing has happened.")
     push_timeout_s: Seconds = Field(default=30.0, description="A push that takes longer has failed; the request is planned again.")
