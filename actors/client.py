@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.calls import SCHEDULER, ActorCalls
+from actors.client_metrics import PUBLISH_S
 from actors.messages import ModelFacts, Submission
 from actors.request_figures import RequestFigures
 from dualpath_ray.errors import BlockError, CancelledError, DeadlineExceededError, DualPathError, StoreError, UnansweredError
@@ -32,7 +33,6 @@ from dualpath_ray.telemetry.metrics import Metrics
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 METRICS_TIMEOUT_S = 2.0
-PUBLISH_S = 3.0
 GRACE_S = 5.0
 
 

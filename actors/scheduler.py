@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.calls import ActorCalls
+from actors.client_metrics import ClientMetrics
 from actors.events import EventLog
 from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
 from actors.status import AssignedRequest, WaitingRequest, process_status, request_status
@@ -35,8 +36,6 @@ from policies.vocabulary import Assignment, EngineLoad, NodeLoad, RequestDemand
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
-CLIENT_KEPT_S = 60.0
-CLIENT_SPEAKS_S = 12.0  # four times PUBLISH_S of actors/client.py
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
 
 
@@ -65,7 +64,7 @@ class SchedulerActor:
         self._waiting: dict[str, WaitingRequest] = {}
         self._assigned: dict[str, AssignedRequest] = {}
         self._metrics = Metrics()
-        self._clients: dict[str, tuple[float, str]] = {}
+        self._clients = ClientMetrics()
         self._restarts = 0
         self._starting = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
@@ -392,15 +391,13 @@ class SchedulerActor:
 
     async def client_metrics(self, client: str, text: str) -> dict[str, str]:
         """Keep a client's metrics, and tell those of all clients that have spoken lately."""
-        now = time.monotonic()
-        self._clients[client] = (now, text)
-        self._clients = {name: kept for name, kept in self._clients.items() if now - kept[0] < CLIENT_KEPT_S}
-        return {name: kept for name, (_, kept) in self._clients.items()}
+        self._clients.keep(client, text)
+        return self._clients.texts()
 
     async def publish(self, client: str, text: str) -> int:
-        """The same without their texts: how many clients have spoken within the last seconds."""
-        await self.client_metrics(client, text)
-        return sum(time.monotonic() - at < CLIENT_SPEAKS_S for at, _ in self._clients.values())
+        """Keep a client's metrics, and tell how many clients have spoken within the last seconds."""
+        self._clients.keep(client, text)
+        return self._clients.speaking()
 
     async def process_id(self) -> int:
         return os.getpid()

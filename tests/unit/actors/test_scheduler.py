@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.client_metrics import KEPT_S, SPEAKS_S
 from actors.messages import Report
-from actors.scheduler import CLIENT_KEPT_S, CLIENT_SPEAKS_S, UNCONFIRMED_S, SchedulerActor, attempt_name
+from actors.scheduler import UNCONFIRMED_S, SchedulerActor, attempt_name
 from dualpath_ray.config import TelemetrySettings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.telemetry import tracing
@@ -358,8 +359,8 @@ async def test_an_assignment_is_part_of_its_request_s_trace(scheduler: Scheduler
 async def test_clients_leave_their_metrics_until_they_are_gone(scheduler: SchedulerActor) -> None:
     await scheduler.client_metrics("a", "1")
     assert await scheduler.client_metrics("b", "2") == {"a": "1", "b": "2"}
-    scheduler._clients["a"] = (time.monotonic() - CLIENT_KEPT_S - 1, "1")
+    scheduler._clients._kept["a"] = (time.monotonic() - KEPT_S - 1, "1")
     assert await scheduler.client_metrics("b", "3") == {"b": "3"}
     assert await scheduler.publish("a", "4") == 2
-    scheduler._clients["b"] = (time.monotonic() - CLIENT_SPEAKS_S - 1, "3")
+    scheduler._clients._kept["b"] = (time.monotonic() - SPEAKS_S - 1, "3")
     assert await scheduler.publish("a", "5") == 1
