@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,8 @@ from deploy.http_api import proxy
 from dualpath_ray.config import Settings
 from dualpath_ray.errors import DualPathError
 from dualpath_ray.requests import GenerationRequest, GenerationUsage
+
+DUALPATH = [sys.executable, "-c", "from dualpath_ray.cli import main; main()"]
 
 
 @dataclass(slots=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,22 +12,16 @@ import pytest
 
 from dualpath_ray.errors import ConfigError
 from tests.cluster.conftest import RunningCluster
+from tests.cluster.isolation import needs_isolation, run_isolated
 from tests.cluster.test_generation import prompt
-
-ISOLATED = ("unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
-
-
-def isolation_works() -> bool:
-    return os.geteuid() == 0 and subprocess.run([*ISOLATED, "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
 
 
 @pytest.mark.live
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not isolation_works(), reason="needs root, and namespaces of its own (unshare --net --pid)")
+@needs_isolation
 def test_machines_follow_the_load(tiny_llama: Path, short_tmp: Path) -> None:
-    command = shlex.join([sys.executable, "-m", "tests.cluster.autoscaling_scenario", str(tiny_llama), str(short_tmp)])
-    shell = f"ip link set lo up && exec {command}"
-    result = subprocess.run([*ISOLATED, "bash", "-c", shell], capture_output=True, text=True, timeout=850, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "tests.cluster.autoscaling_scenario", str(tiny_llama), str(short_tmp)]
+    result = run_isolated(command, timeout_s=850)
     assert result.returncode == 0, result.stderr[-4000:]
     seen = json.loads(result.stdout.splitlines()[-1])
     assert seen["failures"] == []

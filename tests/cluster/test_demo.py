@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ import psutil
 import pytest
 
 from dualpath_ray.models.tiny import make_tiny_model
+from tests.cluster.conftest import DUALPATH
 
 
 def start(directory: Path, **options: Any) -> subprocess.Popen[str]:
     """In a process of its own: it starts a Ray of its own. Its output goes to files beside the model."""
     model = make_tiny_model("llama", directory / "model", max_context=8192)  # its tokens are bytes, so the script takes more than 4,096
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(directory)}
-    command = [sys.executable, "-c", "from dualpath_ray.cli import main; main()", "demo", "--json"]
+    command = [*DUALPATH, "demo", "--json"]
     for setting in (f"model.spec={model}", "model.threads=1", "model.max_context=8192"):
         command += ["--set", setting]
     with (directory / "out").open("w") as out, (directory / "err").open("w") as err:

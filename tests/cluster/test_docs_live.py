@@ -5,24 +5,19 @@ Each in a network and process namespace of its own, so that the ports that the p
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_autoscaling import ISOLATED, isolation_works
-from tests.unit.docs_commands import PAGES, ROOT, commands_of
+from tests.cluster.isolation import needs_isolation, run_isolated
+from tests.unit.docs_commands import PAGES, commands_of
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(not isolation_works(), reason="needs root, and namespaces of its own (unshare --net --pid)"),
-]
+pytestmark = [pytest.mark.live, needs_isolation]
 
 
 @pytest.mark.parametrize("page", [page.stem for page in PAGES if any(command.runs == "live" for command in commands_of(page))])
 @pytest.mark.timeout(1200)
 def test_a_page_works_from_top_to_bottom(page: str, short_tmp: Path, smollm2_path: Path) -> None:
-    shell = f"ip link set lo up && exec {sys.executable} -m tests.docs_walk {page} {short_tmp}"
-    done = subprocess.run([*ISOLATED, "bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=1150)
+    done = run_isolated([sys.executable, "-m", "tests.docs_walk", page, str(short_tmp)], timeout_s=1150)
     assert done.returncode == 0, done.stdout + done.stderr

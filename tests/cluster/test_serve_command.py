@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from dualpath_ray.models.tiny import make_tiny_model
+from tests.cluster.conftest import DUALPATH
 
 pytestmark = pytest.mark.live
-DUALPATH = [sys.executable, "-c", "from dualpath_ray.cli import main; main()"]
 
 
 @dataclass(frozen=True, slots=True)
