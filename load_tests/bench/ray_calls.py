@@ -45,7 +45,7 @@ async def measure() -> dict[str, float]:
         await actor.call.remote()
         calls.append(time.perf_counter() - start)
         start = time.perf_counter()
-        await anext(actor.items.options(num_returns="streaming").remote(1))
+        await (await anext(actor.items.options(num_returns="streaming").remote(1)))
         firsts.append(time.perf_counter() - start - SILENCE_S)
     sender, receiver = await actor.cpu_s.remote(), time.process_time()
     await asyncio.gather(*(_drain(actor, ITEMS) for _ in range(STREAMS)))
