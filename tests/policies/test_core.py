@@ -87,6 +87,15 @@ def test_short_read_queue_comes_before_fewer_tokens() -> None:
     assert core.decide(0.0)[0].prefill_engine == "p1e0"
 
 
+@pytest.mark.parametrize(("queued", "chosen"), [(1000, "p0e0"), (1001, "p1e0")])
+def test_a_read_queue_is_long_from_the_first_token_above_alpha(queued: int, chosen: str) -> None:
+    core = cluster(prefill_nodes=2, per_node=1, alpha_tokens=1000)
+    core.update_node(node("p0", read_queue_tokens=queued))
+    core.update_engine(engine("p1e0", "p1", "prefill", unfinished_tokens=1))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].prefill_engine == chosen
+
+
 def test_long_queue_class_serves_when_the_short_one_is_overloaded() -> None:
     core = cluster(prefill_nodes=2, per_node=1, alpha_tokens=1000, beta_tokens=2000)
     core.update_node(node("p0", read_queue_tokens=5000))
@@ -150,6 +159,16 @@ def test_an_engine_without_the_memory_is_passed_over() -> None:
     core.update_engine(engine("d0e1", "d0", "decode", free=50_000, unfinished_requests=9, unfinished_tokens=50_000))
     core.submit(demand("a"))
     assert core.decide(0.0)[0].decode_engine == "d0e1"
+
+
+@pytest.mark.parametrize(("free", "chosen"), [(1152, "d0e0"), (1151, "d0e1")])
+def test_memory_must_hold_the_request_to_its_last_token(free: int, chosen: str) -> None:
+    """However much less than others an engine has to do: prompt and answer are 1,100 tokens, in 18 blocks."""
+    core = cluster(per_node=2)
+    core.update_engine(engine("d0e0", "d0", "decode", free))
+    core.update_engine(engine("d0e1", "d0", "decode", 20_000, unfinished_requests=5, unfinished_tokens=5000))
+    core.submit(demand("a"))
+    assert core.decide(0.0)[0].decode_engine == chosen
 
 
 def test_memory_promised_at_decode_is_free_until_prefill_ends() -> None:

@@ -30,6 +30,12 @@ def test_arguments_are_settings(tmp_path: Path, overrides: list[str] | dict[str,
     assert isinstance(build(args), Application)
 
 
+def test_engines_can_be_an_application_of_their_own() -> None:
+    """So that the HTTP service can be deployed anew without them."""
+    names = {engines: build(Args(engines=engines))._bound_deployment.name for engines in ("start", "attach", "only")}  # type: ignore[arg-type]
+    assert names == {"start": "Http", "attach": "Http", "only": "Engines"}
+
+
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValidationError):
         Args.model_validate({"cofnig": "x"})
