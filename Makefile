@@ -15,9 +15,10 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
-	touch $@
+	@echo "installing into $(VENV) ..." >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
 
 demo: env
 	@$(BIN)/dualpath demo $(ARGS)
