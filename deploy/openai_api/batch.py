@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from deploy.openai_api.caller import Caller
 from deploy.openai_api.errors import ApiError, api_error
 from deploy.openai_api.finished_lines import FinishedLines
-from deploy.openai_api.reply import JsonReply, Reply
+from deploy.openai_api.reply import JsonReply, Reply, on_one_line
 from deploy.openai_api.rollouts import ROLLOUT, rollout
 from deploy.openai_api.service import CHAT, TEXT, OpenAIService
 
@@ -84,7 +84,7 @@ async def run_batch(
         try:
             result = await _result(service, request, name, caller)
             done = _summary(result, line)
-            (errors if errors is not None and done.failed else results).write(json.dumps(result, ensure_ascii=False) + "\n")
+            (errors if errors is not None and done.failed else results).write(on_one_line(json.dumps(result, ensure_ascii=False)) + "\n")
             on_done(done)
         finally:
             places.release()

@@ -92,7 +92,7 @@ class StreamReply:
             head, tail = self._event(self._answer.piece(index, _HERE)).split(json.dumps(_HERE, ensure_ascii=False))
             self._frames[index] = head, tail
         head, tail = self._frames[index]
-        return f"{head}{json.dumps(text, ensure_ascii=False)}{tail}"
+        return f"{head}{on_one_line(json.dumps(text, ensure_ascii=False))}{tail}"
 
     def _event(self, chunk: BaseModel) -> str:
         # Where a stream ends with the usage, OpenAI has a null in every other chunk; otherwise there is no such field.
@@ -103,7 +103,15 @@ Reply = JsonReply | StreamReply
 
 
 def to_json(answer: BaseModel, exclude: set[str] | None = None) -> str:
-    return answer.model_dump_json(exclude_unset=True, exclude=exclude)
+    return on_one_line(answer.model_dump_json(exclude_unset=True, exclude=exclude))
+
+
+def on_one_line(text: str) -> str:
+    """JSON `text` without the three line ends of Unicode that JSON leaves in strings as they are.
+
+    `str.splitlines`, httpx's `iter_lines` and others cut events and result lines in two there.
+    """
+    return text.replace("\x85", r"\u0085").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
 
 
 def json_object(value: Mapping[str, Any], status: int = 200) -> JsonReply:

@@ -68,4 +68,7 @@ class LineFormatter(logging.Formatter):
 
 
 def _quoted(value: str) -> str:
-    return value if value and not any(character in value for character in ' "=\n\t') else json.dumps(value, ensure_ascii=False)
+    """What is not printable is escaped: no value ends its line, or writes to a terminal as another."""
+    if not value.isprintable():
+        return json.dumps(value)
+    return value if value and not any(character in value for character in ' "=') else json.dumps(value, ensure_ascii=False)

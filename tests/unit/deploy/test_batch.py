@@ -22,6 +22,7 @@ from tests.unit.deploy.conftest import ANSWER
 from tests.unit.deploy.emulation import EmulatedCluster
 
 CHAT = "/v1/chat/completions"
+TURN = [{"role": "user", "content": "x"}]
 
 
 def line(name: Any = "a", **fields: Any) -> bytes:
@@ -48,6 +49,16 @@ async def test_every_line_gets_its_result(service: OpenAIService, cluster: Emula
     assert {request.tenant for request in cluster.requests} == {"acme"}
     assert sum(item.read_bytes for item in done) == sum(map(len, lines))
     assert not any(item.failed for item in done) and all(item.tokens for item in done)
+
+
+async def test_no_character_of_a_text_ends_a_line(service: OpenAIService, cluster: EmulatedCluster, tokenizer: Tokenizer) -> None:
+    """`str.splitlines` and the lines of many readers end at more characters than the line feed; JSON escapes only some of them."""
+    text = "one\x85two\u2028three\u2029\r\n\x0b\x0c\x1c\x1d\x1e."
+    cluster.answer = tokenizer.encode(text, special_tokens=False)
+    results = await run(service, [line(f"a{text}"), line(url="/v1/rollouts", body={"model": "tiny", "turns": [TURN, TURN]})])
+    named = {result["custom_id"]: result["response"]["body"] for result in results}
+    assert named[f"a{text}"]["choices"][0]["message"]["content"] == text
+    assert [turn["choices"][0]["message"]["content"] for turn in named["a"]["turns"]] == [text, text]
 
 
 async def test_completions_too(service: OpenAIService) -> None:

@@ -194,6 +194,19 @@ async def test_tokens_and_back(http: httpx.AsyncClient, tokenizer: Tokenizer, cl
         assert (await http.post(path, json=body)).status_code == status
 
 
+@pytest.mark.parametrize("options", [{}, {"logprobs": True}])
+async def test_no_character_of_a_text_ends_an_event(
+    http: httpx.AsyncClient, cluster: EmulatedCluster, tokenizer: Tokenizer, options: dict[str, Any]
+) -> None:
+    """Clients that split at Unicode's line ends, as httpx does, lose nothing."""
+    text = "one\x85two\u2028three\u2029."
+    cluster.answer = tokenizer.encode(text, special_tokens=False)
+    async with http.stream("POST", "/v1/chat/completions", json={"messages": HELLO, "model": "tiny", "stream": True, **options}) as reply:
+        events = [line.removeprefix("data: ") async for line in reply.aiter_lines() if line]
+    assert events.pop() == "[DONE]"
+    assert "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events) == text
+
+
 @pytest.mark.parametrize("options", [{}, {"logprobs": True, "top_logprobs": 1}, {"n": 2}, {"tools": [TOOL]}])
 async def test_bodies_are_valid_for_openais_types(http: httpx.AsyncClient, options: dict[str, Any]) -> None:
     """The client itself accepts anything."""

@@ -54,6 +54,16 @@ def test_text_records_are_one_line_of_key_value(capsys: pytest.CaptureFixture[st
     assert ' level=ERROR logger=actors.test service=gateway instance=p0 request_id=r-2 message="say \\"no\\"" error="Traceback' in line
 
 
+@pytest.mark.parametrize("character", ["\r", "\x85", "\u2028", "\x1b", "\x9b"])
+def test_no_value_ends_its_line_or_commands_a_terminal(capsys: pytest.CaptureFixture[str], character: str) -> None:
+    logs.setup(TelemetrySettings(), "gateway", "p0")
+    log.info("x", extra={"request_id": f"r{character}level=ERROR"})
+    log.info("größer")
+    first, second = capsys.readouterr().err.splitlines()
+    assert character not in first and first.endswith("message=x")
+    assert second.endswith("message=größer")
+
+
 def test_tasks_keep_their_own_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup(TelemetrySettings(log_format="json"), "decode", "d0/0")
 
