@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
 from ray.experimental import internal_kv
 
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, TransferError, UnansweredError
+from dualpath_ray.errors import CancelledError, DualPathError, TransferError, UnansweredError
 from dualpath_ray.messages import Delivery, LeaseGrant, LeaseRequest, LoadOutcome, PersistBlock, PrefillOutcome, PrefillTask
 
 SCHEDULER = "scheduler"
@@ -58,17 +58,17 @@ class ActorCalls:
             raise self.translate(name, error) from error
 
     async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[Any, None]:
-        """Items of a streaming method, each within `timeout_s` of the one before."""
+        """Items of a streaming method. Raises DualPathError, also if nothing comes for `timeout_s`."""
         references = getattr(self.handle(name), method).options(num_returns="streaming").remote(*arguments)
         try:
             while True:
                 try:
-                    reference = await asyncio.wait_for(anext(references), timeout_s)
-                    item = await reference
+                    async with asyncio.timeout(timeout_s):
+                        item = await (await anext(references))
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
-                    raise DeadlineExceededError(f"{name}.{method} sent nothing for {timeout_s:.1f} s") from None
+                    raise UnansweredError(f"{name}.{method} sent nothing for {timeout_s:.1f} s", name) from None
                 yield item
         except RayError as error:
             raise self.translate(name, error) from error

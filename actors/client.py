@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import Any
 
 from actors.calls import SCHEDULER, ActorCalls
 from actors.client_metrics import PUBLISH_S
+from actors.inbox import Inbox
 from actors.messages import ModelFacts, Submission
 from actors.request_figures import RequestFigures
 from dualpath_ray.errors import BlockError, CancelledError, DeadlineExceededError, DualPathError, StoreError, UnansweredError
@@ -44,6 +46,8 @@ class ClusterClient:
         self._facts: ModelFacts | None = None
         self._metrics = Metrics()
         self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._id = uuid.uuid4().hex
+        self._inboxes: dict[str, Inbox] = {}  # by decode engine
         self._publishing: asyncio.Task[None] | None = None
         self.publishing = 1  # clients that do, this one among them, as of late
 
@@ -187,7 +191,8 @@ class ClusterClient:
                 route: Route = await self._calls.call(SCHEDULER, "assign", asked, timeout_s=request.timeout + GRACE_S)
             decode_engine = route.decode_engine
             task = DecodeTask(request, route, keys, root)
-            async with aclosing(self._calls.stream(decode_engine, "generate", task, timeout_s=request.timeout + GRACE_S)) as deltas:
+            inbox = self._inboxes.setdefault(decode_engine, Inbox(self._calls, decode_engine, self._id))
+            async with aclosing(inbox.generate(task, request.timeout + GRACE_S)) as deltas:
                 async for delta in deltas:
                     finished = delta.finish_reason is not None
                     yield delta
@@ -196,9 +201,10 @@ class ClusterClient:
                 self._calls.send(decode_engine or SCHEDULER, "cancel", request.request_id, epoch)
 
     async def aclose(self) -> None:
-        """End `publish_metrics`; there is nothing else to give back."""
+        """End `publish_metrics`, and waiting for answers to requests that were given up."""
         if self._publishing is not None:
             self._publishing.cancel()
+        await asyncio.gather(*(inbox.aclose() for inbox in self._inboxes.values()))
 
 
 def _attributes(request: GenerationRequest) -> dict[str, str | int | float]:

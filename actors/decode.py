@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -9,25 +10,32 @@ from typing import Any
 
 from actors.calls import RayDirectory
 from actors.engine_process import ClusterProcess, Identity, device_of, endpoint_settings
+from actors.messages import attempt_name
+from actors.outbox import Answer, Letter, Outbox, is_last
 from actors.reporter import Reporter
-from actors.scheduler import attempt_name
+from dualpath_ray.background import Background
 from dualpath_ray.config import Settings
+from dualpath_ray.errors import DualPathError
 from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.messages import DecodeTask
-from dualpath_ray.requests import GenerationDelta
 from dualpath_ray.telemetry import logs
 from dualpath_ray.traffic.classes import TrafficClass
 from policies.vocabulary import EngineLoad
 
+log = logging.getLogger(__name__)
+
 
 class DecodeActor(ClusterProcess):
-    """See `dualpath_ray.decode_service.DecodeService`; this adds registration, load reports and metrics."""
+    """See `dualpath_ray.decode_service.DecodeService`; this adds registration, load reports, metrics and the way back to clients."""
 
     role = "decode"
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
         super().__init__(settings, identity)
         self._active: set[str] = set()
+        self._outboxes: dict[str, Outbox] = {}  # by client, of those that have attempts or a stream here
+        self._serving = Background(identity.engine_id)
+        self._begun = 0
         self._reports: Reporter
 
     async def _bring_up(self) -> str:
@@ -83,10 +91,27 @@ class DecodeActor(ClusterProcess):
             "push_busy_s": service.endpoint.busy_seconds(),
         }
 
-    async def generate(self, task: DecodeTask) -> AsyncIterator[GenerationDelta]:
-        logs.bind(task.request.request_id)
+    async def begin(self, client: str, task: DecodeTask) -> tuple[str, int]:
+        """Serve an attempt, to be answered by letter. Returns which incarnation of this engine does, and the attempt's number in it."""
+        outbox = self._outboxes.setdefault(client, Outbox())
         attempt = attempt_name(task.request.request_id, task.route.epoch)
+        self._begun += 1
+        outbox.open(attempt, self._begun)
         self._active.add(attempt)
+        self._serving.spawn(self._serve(client, outbox, attempt, task))
+        return self._agent_name, self._begun
+
+    async def letters(self, client: str) -> AsyncIterator[Letter]:
+        """To one of the clients, for some seconds; see `Outbox.letters`."""
+        outbox = self._outboxes.setdefault(client, Outbox())
+        async with aclosing(outbox.letters(self._agent_name)) as letters:
+            async for letter in letters:
+                yield letter
+        self._tidy(client, outbox)
+
+    async def _serve(self, client: str, outbox: Outbox, attempt: str, task: DecodeTask) -> None:
+        logs.bind(task.request.request_id)
+        last: Answer = DualPathError(f"{self._identity.engine_id}: {attempt} ended early")
         first = True
         try:
             async with aclosing(self._service.generate(task)) as deltas:
@@ -94,10 +119,23 @@ class DecodeActor(ClusterProcess):
                     if first:
                         first = False
                         self._reports.prefilled(attempt)
-                    yield delta
-        finally:
-            self._active.discard(attempt)
-            self._reports.finished(attempt)
+                    if is_last(delta):
+                        last = delta
+                    else:
+                        outbox.put(attempt, delta)
+        except DualPathError as error:
+            last = error
+        except Exception as error:
+            log.exception("%s failed", attempt)
+            last = DualPathError(f"{self._identity.engine_id} failed: {error}")
+        await outbox.close(attempt, last)
+        self._tidy(client, outbox)
+        self._active.discard(attempt)
+        self._reports.finished(attempt)
+
+    def _tidy(self, client: str, outbox: Outbox) -> None:
+        if not outbox.in_use and self._outboxes.get(client) is outbox:
+            del self._outboxes[client]
 
     async def cancel(self, request_id: str, epoch: int) -> None:
         self._service.cancel(request_id, epoch)
@@ -110,7 +148,7 @@ class DecodeActor(ClusterProcess):
         service = self._service
         service.check_integrity()
         return {
-            "idle": service.idle,
+            "idle": service.idle and not any(map(len, self._outboxes.values())),
             "phases": dict(service.phases()),
             "free_tokens": service.free_tokens,
             "pool_tokens": service.pool_tokens,

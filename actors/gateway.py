@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from actors.engine_process import ClusterProcess, Identity, endpoint_settings
-from actors.scheduler import attempt_name
+from actors.messages import attempt_name
 from dualpath_ray.bandwidth import BandwidthEstimate
 from dualpath_ray.config import Settings
 from dualpath_ray.gateway import Gateway

@@ -13,6 +13,11 @@ BlockPairs = tuple[tuple[bytes, bytes], ...]
 """(key, parent) of blocks that are durable."""
 
 
+def attempt_name(request_id: str, epoch: int) -> str:
+    """How an attempt of a request is called in reports and in the decision core, so that attempts are never mixed up."""
+    return f"{request_id}/{epoch}"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What must be equal in all processes of a cluster, and what clients need to make requests."""

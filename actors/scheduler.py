@@ -19,7 +19,7 @@ from typing import Any
 from actors.calls import ActorCalls
 from actors.client_metrics import ClientMetrics
 from actors.events import EventLog
-from actors.messages import ModelFacts, Registration, Report, Submission, Welcome
+from actors.messages import ModelFacts, Registration, Report, Submission, Welcome, attempt_name
 from actors.status import AssignedRequest, WaitingRequest, process_status, request_status
 from actors.supervisor import Supervisor
 from dualpath_ray.config import Settings
@@ -37,11 +37,6 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 UNCONFIRMED_S = 15.0  # an assigned request that its decode engine has not heard of for this long was lost with its client
-
-
-def attempt_name(request_id: str, epoch: int) -> str:
-    """How an attempt of a request is called in reports and in the decision core, so that attempts are never mixed up."""
-    return f"{request_id}/{epoch}"
 
 
 class SchedulerActor:

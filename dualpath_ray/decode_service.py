@@ -256,7 +256,8 @@ class DecodeService:
         usage: GenerationUsage | None = flow.usage(self.geometry.block_tokens)
         while True:
             try:
-                events = [await asyncio.wait_for(flow.events.get(), flow.time_left())]
+                async with asyncio.timeout(flow.time_left()):
+                    events = [await flow.events.get()]
             except TimeoutError:
                 raise DeadlineExceededError(f"request {flow.name} was not finished in time") from None
             while not flow.events.empty():

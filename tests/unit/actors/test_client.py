@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from actors.client import ClusterClient
-from actors.messages import Submission
+from actors.messages import Submission, attempt_name
+from actors.outbox import Letter
 from dualpath_ray.errors import BlockCorruptError, DualPathError, StoreError, TransferError, UnansweredError
-from dualpath_ray.messages import Route
+from dualpath_ray.messages import DecodeTask, Route
 from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage
 from tests.unit.actors.emulation import BLOCK, FACTS
 
@@ -24,22 +25,28 @@ class FailingCluster:
     def __init__(self, *errors: DualPathError) -> None:
         self.errors = list(errors)
         self.submissions: list[Submission] = []
+        self.tasks: list[DecodeTask] = []
 
     async def call(self, name: str, method: str, *arguments: Any, timeout_s: float = 1.0) -> Any:
         if method == "describe":
             return FACTS
+        if method == "begin":
+            self.tasks.append(arguments[1])
+            return "engine", len(self.tasks)
         (submission,) = arguments
         self.submissions.append(submission)
         return Route(submission.request_id, submission.epoch, "prefill-0", "decode-0", "p0", "d0", len(submission.keys), (), {})
 
-    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[GenerationDelta, None]:
-        if self.errors:
-            raise self.errors.pop(0)
+    async def stream(self, name: str, method: str, *arguments: Any, timeout_s: float) -> AsyncGenerator[Letter, None]:
+        request, route = self.tasks[-1].request, self.tasks[-1].route
+        attempt, number = attempt_name(request.request_id, route.epoch), len(self.tasks)
         usage = GenerationUsage(len(PROMPT), BLOCK, BLOCK + 1, read_bytes={"decode_node": 9}, first_token_s={"compute": 0.0})
-        if arguments[0].request.max_new_tokens == 1:
-            yield GenerationDelta((7,), "length", usage)
+        if self.errors:
+            yield Letter("engine", {attempt: self.errors.pop(0)}, number, 0)
+        elif request.max_new_tokens == 1:
+            yield Letter("engine", {attempt: GenerationDelta((7,), "length", usage)}, number, 0)
         else:
-            yield GenerationDelta((7,), usage=usage)
+            yield Letter("engine", {attempt: GenerationDelta((7,), usage=usage)}, number, 1)
             await asyncio.Event().wait()
 
     def send(self, name: str, method: str, *arguments: Any) -> None:

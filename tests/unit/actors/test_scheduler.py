@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from actors.client_metrics import KEPT_S, SPEAKS_S
-from actors.messages import Report
-from actors.scheduler import UNCONFIRMED_S, SchedulerActor, attempt_name
+from actors.messages import Report, attempt_name
+from actors.scheduler import UNCONFIRMED_S, SchedulerActor
 from dualpath_ray.config import TelemetrySettings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
 from dualpath_ray.telemetry import tracing
