@@ -17,59 +17,14 @@ import time
 from typing import Any
 
 import click
-import numpy as np
 from rich.progress import track
 
 from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.requests import GenerationRequest
+from load_tests.bench.bare_engine import BareEngine
 from load_tests.bench.figures import median, show, spread
-
-
-class BareEngine:
-    """Prefill and decode runners on memory of their own: no queue, no transfer, no storage."""
-
-    def __init__(self, settings: Settings) -> None:
-        import torch
-
-        from dualpath_ray.engine.model import load_model
-        from dualpath_ray.engine.pool import PagedPool
-        from dualpath_ray.engine.prefill import PrefillRunner
-        from dualpath_ray.models.resolve import resolve_model
-
-        torch.set_num_threads(settings.model.threads or 1)
-        self._model = load_model(resolve_model(settings.model.spec), "cpu", settings.model.dtype)
-        self._geometry = self._model.geometry(settings.model.block_tokens)
-        self._pool = PagedPool(self._geometry, self._geometry.blocks_for(settings.model.max_context or 2048))
-        self._prefill = PrefillRunner(self._model)
-
-    def generate(self, prompt: list[int], count: int) -> tuple[float, float]:
-        """(seconds to the first token, seconds in all)."""
-        from dualpath_ray.engine.decode import DecodeRunner, DecodeSequence
-        from dualpath_ray.engine.finish import FinishRule
-        from dualpath_ray.engine.prefill import PrefillChunk
-        from dualpath_ray.requests import SamplingParams
-
-        start = time.perf_counter()
-        blocks = self._pool.allocate(self._geometry.blocks_for(len(prompt) + count))
-        chunk = PrefillChunk("bare", np.array(prompt, dtype=np.int32), 0, int(blocks[0]) * self._geometry.block_tokens, SamplingParams())
-        (drawn,) = self._prefill.run([chunk], self)
-        first = time.perf_counter() - start
-        assert drawn is not None
-        runner = DecodeRunner(self._model, self._pool, 1)
-        if count > 1:
-            runner.admit(DecodeSequence("bare", len(prompt), drawn.token, blocks, SamplingParams(), FinishRule(count)))
-            while len(runner):
-                runner.step()
-        self._pool.release(blocks)
-        return first, time.perf_counter() - start
-
-    def enter(self, layer: int) -> Any:
-        return self._pool.rows(layer)
-
-    def leave(self, layer: int) -> None:
-        pass
 
 
 @click.command()
