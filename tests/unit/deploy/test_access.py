@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from deploy import app
 from deploy import keys as keys_command
 from deploy.access.access import Access
 from deploy.access.api_keys import ApiKeys, new_key, read_keys, write_keys
@@ -22,6 +24,7 @@ from deploy.access.tenant_limits import TenantLimits
 from deploy.http_api.api import make_api
 from deploy.openai_api.errors import ApiError
 from deploy.openai_api.service import OpenAIService
+from dualpath_ray.config import Settings
 from dualpath_ray.config.serving import ServingSettings
 from dualpath_ray.errors import ConfigError
 from tests.unit.deploy.emulation import EmulatedCluster
@@ -141,6 +144,40 @@ def test_buckets_fill_up_again() -> None:
     limits.enter("a", 10, None)()
     with pytest.raises(ApiError):
         limits.enter("a", 10, None)
+
+
+@pytest.mark.parametrize(("replicas", "publishing", "allowed"), [(1, 1, 6), (1, 2, 3), (3, 1, 2)])
+async def test_a_replica_of_the_application_allows_its_share(
+    service: OpenAIService, key_file: Path, monkeypatch: pytest.MonkeyPatch, replicas: int, publishing: int, allowed: int
+) -> None:
+    """Of what is configured, or of what there is if that is more: Serve may have started others."""
+
+    class Client:
+        """Emulates the cluster client of a replica."""
+
+        def __init__(self, namespace: str) -> None:
+            self.publishing = publishing
+
+        def publish_metrics(self) -> None:
+            pass
+
+        async def aclose(self) -> None:
+            pass
+
+    async def ready(*_: Any) -> OpenAIService:
+        return service
+
+    monkeypatch.setattr(app, "ClusterClient", Client)
+    monkeypatch.setattr(app, "_service", ready)
+    monkeypatch.setattr(app.logs, "setup", lambda *_: None)
+    monkeypatch.setattr(app.serve, "get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r")))
+    key = create(key_file, "acme", requests_per_minute=6)
+    replica: Any = object.__new__(app.Http.func_or_class.__mro__[1])  # without what Serve wraps around it
+    await replica.__init__(Settings.load(None, [f"serving.api_keys={key_file}", f"serving.replicas={replicas}"], environ={}), None, None)
+    transport = httpx.ASGITransport(replica.__serve_build_asgi_app__(), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        statuses = [(await http.post(CHAT, json=GOOD, headers=bearer(key))).status_code for _ in range(8)]
+    assert statuses == [200] * allowed + [429] * (8 - allowed)
 
 
 def test_the_file_is_read_again_and_a_broken_one_changes_nothing(key_file: Path) -> None:
