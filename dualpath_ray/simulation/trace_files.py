@@ -24,7 +24,7 @@ def load_trajectories(path: str | Path) -> list[Trajectory]:
     if not file.is_file():
         raise ConfigError(f"trace: no file {path}")
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except ValueError as error:
         raise ConfigError(f"trace: {path} is not one JSON object a line: {error}") from error
     if not rows:
