@@ -15,7 +15,7 @@ from actors.outbox import Answer, Letter, Outbox, is_last
 from actors.reporter import Reporter
 from dualpath_ray.background import Background
 from dualpath_ray.config import Settings
-from dualpath_ray.errors import DualPathError
+from dualpath_ray.errors import CancelledError, DualPathError
 from dualpath_ray.hedging import HedgeSettings
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.telemetry import logs
@@ -104,10 +104,12 @@ class DecodeActor(ClusterProcess):
     async def letters(self, client: str) -> AsyncIterator[Letter]:
         """To one of the clients, for some seconds; see `Outbox.letters`."""
         outbox = self._outboxes.setdefault(client, Outbox())
-        async with aclosing(outbox.letters(self._agent_name)) as letters:
-            async for letter in letters:
-                yield letter
-        self._tidy(client, outbox)
+        try:
+            async with aclosing(outbox.letters(self._agent_name)) as letters:
+                async for letter in letters:
+                    yield letter
+        finally:
+            self._tidy(client, outbox)
 
     async def _serve(self, client: str, outbox: Outbox, attempt: str, task: DecodeTask) -> None:
         logs.bind(task.request.request_id)
@@ -128,10 +130,14 @@ class DecodeActor(ClusterProcess):
         except Exception as error:
             log.exception("%s failed", attempt)
             last = DualPathError(f"{self._identity.engine_id} failed: {error}")
-        await outbox.close(attempt, last)
-        self._tidy(client, outbox)
-        self._active.discard(attempt)
-        self._reports.finished(attempt)
+        finally:
+            if isinstance(last, CancelledError):
+                outbox.drop(attempt)
+            else:
+                await outbox.close(attempt, last)
+            self._tidy(client, outbox)
+            self._active.discard(attempt)
+            self._reports.finished(attempt)
 
     def _tidy(self, client: str, outbox: Outbox) -> None:
         if not outbox.in_use and self._outboxes.get(client) is outbox:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from actors.calls import GRACE_S, ActorCalls
 from actors.messages import attempt_name
 from actors.outbox import STREAM_S, Answer, Letter, is_last
-from dualpath_ray.errors import DeadlineExceededError, DualPathError, UnansweredError
+from dualpath_ray.errors import DeadlineExceededError, DualPathError, TransferError, UnansweredError
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +74,9 @@ class Inbox:
                         self._take(letter)
             except DualPathError as error:
                 self._fail(list(self._readers), error)
+            except Exception as error:  # nobody waits for this task, but all readers wait for what it reads
+                log.exception("letters of %s cannot be read", self._engine)
+                self._fail(list(self._readers), TransferError(f"{self._engine} cannot be read: {error}"))
 
     def _take(self, letter: Letter) -> None:
         for attempt, answer in letter.answers.items():

@@ -73,6 +73,10 @@ class Outbox:
         self._add(attempt, last)
         while not taken.done() and not self._deserted:
             await asyncio.wait([taken], timeout=SILENCE_S)
+        self.drop(attempt)
+
+    def drop(self, attempt: str) -> None:
+        """Nobody waits for the answers of an attempt any more."""
         self._answers.pop(attempt, None)
         del self._under_way[attempt]
 

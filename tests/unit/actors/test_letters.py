@@ -14,7 +14,7 @@ from actors import outbox as outbox_module
 from actors.inbox import Inbox
 from actors.messages import attempt_name
 from actors.outbox import Letter, Outbox
-from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, UnansweredError
+from dualpath_ray.errors import CancelledError, DeadlineExceededError, DualPathError, OverloadedError, TransferError, UnansweredError
 from dualpath_ray.messages import DecodeTask, Route
 from dualpath_ray.requests import GenerationDelta, GenerationRequest, GenerationUsage, TokenLogprobs
 
@@ -36,7 +36,7 @@ class EmulatedEngine:
         self.letters_sent: list[Letter] = []
         self.streams = 0
         self.refuses: DualPathError | None = None
-        self.breaks: DualPathError | None = None  # what a stream is to fail with next
+        self.breaks: Exception | None = None  # what a stream is to fail with next
         self.hold = asyncio.Event()  # no attempt gets its second token before
         self.hold.set()
         self.opens = asyncio.Event()  # no stream opens before
@@ -167,6 +167,24 @@ async def test_a_refused_beginning_is_the_request_s_failure(engine: EmulatedEngi
     with pytest.raises(UnansweredError, match="died"):
         await tokens_of(inbox, "a", 2)
     assert not inbox._readers
+
+
+async def test_an_error_of_no_known_kind_is_one_of_all_requests(engine: EmulatedEngine, inbox: Inbox) -> None:
+    engine.breaks = RuntimeError("what is this?")
+    with pytest.raises(TransferError, match="what is this"):
+        await tokens_of(inbox, "a", 3)
+    assert await tokens_of(inbox, "b", 3) == [0, 1, 2]
+
+
+async def test_nobody_waits_for_what_was_cancelled(engine: EmulatedEngine, inbox: Inbox) -> None:
+    engine.hold.clear()
+    kept = asyncio.create_task(tokens_of(inbox, "kept", 3))
+    async with aclosing(inbox.generate(task("left", 3), 5)) as deltas:
+        await anext(deltas)
+    engine.outbox.drop("left/0")
+    engine.hold.set()
+    assert await kept == [0, 1, 2]
+    assert not len(engine.outbox)
 
 
 async def test_with_the_stream_all_requests_fail_and_the_next_one_opens_another(engine: EmulatedEngine, inbox: Inbox) -> None:
