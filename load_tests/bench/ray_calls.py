@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import ray
@@ -33,7 +33,7 @@ class _Answerer:
 
 async def measure() -> dict[str, float]:
     """Ray must be connected. Seconds, medians: a call and its answer; a streaming call until its first item, less the pause before that.
-    Processor seconds of sender and receiver per item, with as many streams as a batch has requests.
+    Processor seconds of caller and answerer per call, and of sender and receiver per item, with as many at once as a batch has requests.
     """
     remote: Any = ray.remote(_Answerer)
     actor = remote.options(num_cpus=0, max_concurrency=2 * STREAMS).remote()
@@ -47,18 +47,31 @@ async def measure() -> dict[str, float]:
         start = time.perf_counter()
         await (await anext(actor.items.options(num_returns="streaming").remote(1)))
         firsts.append(time.perf_counter() - start - SILENCE_S)
-    sender, receiver = await actor.cpu_s.remote(), time.process_time()
-    await asyncio.gather(*(_drain(actor, ITEMS) for _ in range(STREAMS)))
-    receiver = time.process_time() - receiver
-    sender = await actor.cpu_s.remote() - sender
+    answerer, caller = await _cpu_s(actor, _call)
+    sender, receiver = await _cpu_s(actor, _drain)
     ray.kill(actor)
-    items = STREAMS * ITEMS
     return {
         "call_s": median(calls),
         "first_item_s": median(firsts),
-        "sender_cpu_s_per_item": sender / items,
-        "receiver_cpu_s_per_item": receiver / items,
+        "caller_cpu_s_per_call": caller,
+        "answerer_cpu_s_per_call": answerer,
+        "sender_cpu_s_per_item": sender,
+        "receiver_cpu_s_per_item": receiver,
     }
+
+
+async def _cpu_s(actor: Any, work: Callable[[Any, int], Awaitable[None]]) -> tuple[float, float]:
+    """Processor seconds of the actor and of this process, for each of what `work` does ITEMS times, STREAMS at once."""
+    theirs, ours = await actor.cpu_s.remote(), time.process_time()
+    await asyncio.gather(*(work(actor, ITEMS) for _ in range(STREAMS)))
+    ours = time.process_time() - ours
+    theirs = await actor.cpu_s.remote() - theirs
+    return theirs / (STREAMS * ITEMS), ours / (STREAMS * ITEMS)
+
+
+async def _call(actor: Any, count: int) -> None:
+    for _ in range(count):
+        await actor.call.remote()
 
 
 async def _drain(actor: Any, count: int) -> None:
