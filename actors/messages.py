@@ -62,7 +62,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Pushed on change and at least every `scheduling.report_interval_s`.
+    """Pushed on change and at least every `scheduling.report_interval_s`, as long as the scheduler has time for so many.
 
     `active` are the requests a decode engine holds; `prefilled` and `finished` those that passed that point since the last report;
     `read` those whose storage reads a gateway has ended since then; `came` and `gone` blocks that a gateway has in memory, or has no more.
@@ -81,6 +81,14 @@ class Report:
     read: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)  # counters since the process started, and levels; for status and scaling
     index_complete: bool = False  # the last part of what `send_index` asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The answer to a report. `scheduler` is empty if its sender must register first; the next report may come after `pause_s`."""
+
+    scheduler: str
+    pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

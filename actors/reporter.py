@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from actors.calls import SCHEDULER, ActorCalls
-from actors.messages import BlockPairs, Registration, Report, Welcome
+from actors.messages import BlockPairs, Heard, Registration, Report, Welcome
 from dualpath_ray.errors import ConfigError, DualPathError
 from dualpath_ray.kv.residency import ResidencyChanges
 from policies.vocabulary import EngineLoad, NodeLoad
@@ -22,7 +23,7 @@ INDEX_PART = 20_000  # blocks per message when the whole index is sent
 CALL_TIMEOUT_S = 5.0
 INDEX_PAUSE_S = 1.0  # after storage could not be listed
 REFUSED_PAUSE_S = 5.0
-MIN_PAUSE_S = 0.005  # changes within this time go out in one report
+MIN_PAUSE_S = 0.005  # changes within this time go out in one report; the scheduler may ask for a longer one
 
 
 def end_process() -> None:
@@ -62,6 +63,8 @@ class Reporter:
         self._told: list[asyncio.Future[None]] = []
         self._scheduler = ""
         self._scheduler_pid = 0
+        self._pause_s = MIN_PAUSE_S
+        self._reported_at = 0.0
         self._answered_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._indexing: asyncio.Task[None] | None = None
@@ -132,11 +135,9 @@ class Reporter:
                 log.exception("%s could not report to the scheduler", self._registration.engine_id)
                 await asyncio.sleep(self._interval_s)
                 continue
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
-                await asyncio.sleep(MIN_PAUSE_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(self._interval_s, self._pause_s))
+                await asyncio.sleep(max(MIN_PAUSE_S, self._reported_at + self._pause_s - time.monotonic()))
 
     async def _look_after_the_scheduler(self) -> None:
         """Who watches over all hangs itself: the same process has not answered for too long. Ray starts another one."""
@@ -189,8 +190,10 @@ class Reporter:
         sent = self._make(
             tuple(self._read), tuple(self._prefilled), tuple(self._finished), tuple(self._added), tuple(self._removed), came, gone
         )
-        answer = await self._send(sent)
-        if answer != self._scheduler:
+        self._reported_at = time.monotonic()
+        heard = await self._send(sent)
+        self._pause_s = max(MIN_PAUSE_S, heard.pause_s)
+        if heard.scheduler != self._scheduler:
             self._scheduler = ""  # it was restarted: introduce ourselves and say all again
             return
         del self._read[: len(sent.read)]
@@ -234,6 +237,6 @@ class Reporter:
             index_complete=index_complete,
         )
 
-    async def _send(self, report: Report) -> str:
-        answer: str = await self._calls.call(SCHEDULER, "report", report, timeout_s=CALL_TIMEOUT_S)
-        return answer
+    async def _send(self, report: Report) -> Heard:
+        heard: Heard = await self._calls.call(SCHEDULER, "report", report, timeout_s=CALL_TIMEOUT_S)
+        return heard

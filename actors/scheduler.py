@@ -19,7 +19,7 @@ from typing import Any
 from actors.calls import ActorCalls
 from actors.client_metrics import ClientMetrics
 from actors.events import EventLog
-from actors.messages import ModelFacts, Registration, Report, Submission, Welcome, attempt_name
+from actors.messages import Heard, ModelFacts, Registration, Report, Submission, Welcome, attempt_name
 from actors.status import AssignedRequest, WaitingRequest, process_status, request_status
 from actors.supervisor import Supervisor
 from dualpath_ray.config import Settings
@@ -118,11 +118,11 @@ class SchedulerActor:
         if over.peer.agent == self._index_sender:
             self._index_sender, self._index_complete = "", False
 
-    async def report(self, report: Report) -> str:
-        """Take a report. Returns this scheduler's name, or nothing if the sender must register first."""
+    async def report(self, report: Report) -> Heard:
+        """Take a report."""
         sender = self._supervisor.hear(report)
         if sender is None:
-            return ""
+            return Heard("")
         now = time.monotonic()
         if report.removed:
             self._events.note("corrupt", report.engine_id, f"{len(report.removed)} blocks failed their checksum and are not used any more")
@@ -148,7 +148,7 @@ class SchedulerActor:
         else:
             self._core.update_node(replace(report.load, reported_at=now))
         self._decide()
-        return self._name
+        return Heard(self._name, self._supervisor.report_pause_s)
 
     # ---- nodes that leave or change their role
 

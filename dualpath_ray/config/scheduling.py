@@ -14,7 +14,8 @@ class SchedulingSettings(PolicySettings):
     """The `scheduling` section. The fields of the policies are documented where the policies are (`policies/settings.py`)."""
 
     report_interval_s: Seconds = Field(
-        default=0.1, description="Engines and gateways push a load report on change and at least this often."
+        default=0.1,
+        description="Engines and gateways push a load report on change and at least this often; more rarely if there are over 20.",
     )
 
     @model_validator(mode="after")

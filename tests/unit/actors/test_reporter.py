@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import pytest
 from actors import reporter as module
 from actors.calls import SCHEDULER
 from actors.reporter import Reporter
+from actors.supervisor import Supervisor
 from dualpath_ray.errors import StoreError
 from tests.unit.actors.emulation import FACTS, DirectCalls, load, make_scheduler, registration, stop
 
@@ -97,6 +99,22 @@ async def test_events_arrive_in_order_and_once(process: Process) -> None:
     await process.until(lambda: len(process.calls.called) > 6)
     assert process.heard("read") == ["a/0"]
     assert (process.heard("prefilled"), process.heard("finished")) == (["a/0"], ["a/0", "b/0"])
+
+
+async def test_reports_are_as_rare_as_the_scheduler_wants_and_lose_nothing(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "report_pause_s", 0.2)
+    process.reporter.start()
+    await process.until(lambda: process.calls.scheduler is not None and process.calls.scheduler._index_complete)
+    begun, before = time.monotonic(), len(process.calls.called)
+    for number in range(100):
+        process.reporter.finished(f"{number}/0")
+        await asyncio.sleep(0.005)
+    await process.until(lambda: len(process.heard("finished")) == 100)
+    assert len(process.calls.called) - before <= 2 + (time.monotonic() - begun) / 0.2
+    assert process.heard("finished") == [f"{number}/0" for number in range(100)]
+    begun, before = time.monotonic(), len(process.calls.called)
+    await asyncio.sleep(0.5)  # nothing to say
+    assert 1 <= len(process.calls.called) - before <= 2 + (time.monotonic() - begun) / 0.2
 
 
 @pytest.mark.parametrize("lost", ["call", "answer"])

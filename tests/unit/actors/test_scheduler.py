@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.client_metrics import KEPT_S, SPEAKS_S
-from actors.messages import Report, attempt_name
+from actors.messages import Heard, Report, attempt_name
 from actors.scheduler import UNCONFIRMED_S, SchedulerActor
 from dualpath_ray.config import TelemetrySettings
 from dualpath_ray.errors import CancelledError, ConfigError, DeadlineExceededError, InvalidRequestError, OverloadedError
@@ -71,12 +71,12 @@ async def fill(scheduler: SchedulerActor) -> str:
 
 async def test_reports_of_strangers_ask_for_a_registration(idle: tuple[SchedulerActor, DirectCalls]) -> None:
     scheduler, _ = idle
-    assert await scheduler.report(report("p0", added=tuple(CHAIN))) == ""
+    assert await scheduler.report(report("p0", added=tuple(CHAIN))) == Heard("")
     await scheduler.register(registration("p0", "p0", None))
-    assert await scheduler.report(report("p0", incarnation=2)) == "", "another incarnation must introduce itself, too"
+    assert await scheduler.report(report("p0", incarnation=2)) == Heard(""), "another incarnation must introduce itself, too"
     assert (await scheduler.status())["index_blocks"] == 0, "what strangers say is not taken"
-    name = await scheduler.report(report("p0"))
-    assert name == await scheduler.start() and name
+    heard = await scheduler.report(report("p0"))
+    assert heard.scheduler == await scheduler.start() and heard.scheduler
 
 
 async def test_another_model_is_refused(scheduler: SchedulerActor) -> None:
@@ -89,7 +89,7 @@ async def test_another_model_is_refused(scheduler: SchedulerActor) -> None:
 async def test_what_an_old_incarnation_served_needs_a_new_plan(scheduler: SchedulerActor) -> None:
     await fill(scheduler)
     await scheduler.register(registration("decode-0", "d0", "decode", incarnation=2))
-    assert await scheduler.report(report("decode-0", incarnation=1)) == ""
+    assert await scheduler.report(report("decode-0", incarnation=1)) == Heard("")
     status = await scheduler.status()
     assert (status["restarts"], status["running"]) == (1, 0), "what it served needs a new plan"
     assert not scheduler._assigned
@@ -340,7 +340,7 @@ async def test_a_node_that_leaves_finishes_its_work_and_is_forgotten(
     for _ in range(2):
         await pass_time(scheduler._supervisor, 10.0, frozenset(("p0", "prefill-0")))
     assert {agent for _, method, (agent,) in calls.sent if method == "peer_died"} == {"decode-0-1", "d0-1"}
-    assert await scheduler.report(report("decode-0")) == "", "a report that was under way changes nothing"
+    assert await scheduler.report(report("decode-0")) == Heard(""), "a report that was under way changes nothing"
     waiting.cancel()
 
 

@@ -51,6 +51,24 @@ async def world() -> AsyncIterator[World]:
     yield made
 
 
+async def test_the_more_processes_there_are_the_longer_each_may_be_silent(world: World) -> None:
+    """Their reports shall leave the scheduler time; none may come so late that its sender is left out or taken for dead."""
+    few = world.supervisor.report_pause_s
+    assert 0 < few < 0.1
+    for number in range(200):
+        await world.supervisor.admit(registration(f"prefill-{number}", f"n{number}", "prefill"))
+    many = world.supervisor.report_pause_s
+    assert few < 1 <= many
+    world.calls.pids["actor-prefill-7"] = None
+    await world.pass_time(2 * many, frozenset())
+    assert not world.over
+    await world.pass_time(4 * many, frozenset())
+    assert "prefill-7-1" in world.over
+    for number in range(200, 5000):
+        await world.supervisor.admit(registration(f"prefill-{number}", f"n{number}", "prefill"))
+    assert world.supervisor.report_pause_s <= SETTINGS.scheduling.report_timeout_s / 3
+
+
 def others(engine_id: str, agent: str) -> set[tuple[str, str]]:
     return {(f"actor-{part[0]}", agent) for part in PARTS if part[0] != engine_id}
 
