@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from actors.calls import GRACE_S, ActorCalls
 from actors.messages import attempt_name
 from actors.outbox import STREAM_S, Answer, Letter, is_last
-from dualpath_ray.errors import DeadlineExceededError, DualPathError, TransferError, UnansweredError
+from dualpath_ray.errors import DeadlineExceededError, DualPathError, OverloadedError, TransferError, UnansweredError
 from dualpath_ray.messages import DecodeTask
 from dualpath_ray.requests import GenerationDelta
 
@@ -40,6 +40,8 @@ class Inbox:
     async def generate(self, task: DecodeTask, timeout_s: float) -> AsyncGenerator[GenerationDelta, None]:
         """Have an attempt served. Each delta comes within `timeout_s` of the one before. Raises DualPathError."""
         attempt = attempt_name(task.request.request_id, task.route.epoch)
+        if attempt in self._readers:
+            raise OverloadedError(f"another request of the name {task.request.request_id} is under way")
         reader = self._readers[attempt] = _Reader()
         try:
             reader.engine, reader.number = await self._calls.call(self._engine, "begin", self._client, task)

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
-from dualpath_ray.errors import CancelledError, DualPathError
+from dualpath_ray.errors import CancelledError, DualPathError, OverloadedError
 from dualpath_ray.requests import GenerationDelta
 
 Answer = GenerationDelta | DualPathError
@@ -56,7 +56,9 @@ class Outbox:
         return bool(self._under_way or self._open_streams)
 
     def open(self, attempt: str, number: int) -> None:
-        """An attempt begins. Numbers rise."""
+        """An attempt begins. Numbers rise. Raises OverloadedError while an earlier one of the name is there."""
+        if attempt in self._under_way:
+            raise OverloadedError(f"{attempt} is under way already")
         self._under_way[attempt] = asyncio.get_running_loop().create_future()
         self._begun = number
         self._heard_at = time.monotonic()

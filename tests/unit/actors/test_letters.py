@@ -240,6 +240,19 @@ async def test_a_letter_from_before_an_attempt_began_says_nothing_of_it(engine: 
     assert await asyncio.gather(*waiting) == [[0, 1]] * 2
 
 
+async def test_two_attempts_of_one_name_are_not_mixed_up(engine: EmulatedEngine, inbox: Inbox) -> None:
+    engine.hold.clear()
+    first = asyncio.create_task(tokens_of(inbox, "a", 3))
+    while not engine.letters_sent:
+        await asyncio.sleep(0)
+    other = Inbox(engine, "decode-0", "client")  # type: ignore[arg-type]  # who would not notice by itself
+    for second in (inbox, other):
+        with pytest.raises(OverloadedError, match="under way"):
+            await tokens_of(second, "a", 3)
+    engine.hold.set()
+    assert await first == [0, 1, 2]
+
+
 async def test_a_silent_engine_is_given_up(engine: EmulatedEngine, inbox: Inbox) -> None:
     engine.hold.clear()
     with pytest.raises(DeadlineExceededError, match="nothing for"):
