@@ -22,6 +22,7 @@ from dualpath_ray.config import ServingSettings, Settings
 from dualpath_ray.errors import ConfigError
 
 APPLICATION = "dualpath"
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 DRAIN_S = 30.0  # its engines are there until the end, and somebody waits for that
 
 
@@ -83,6 +84,8 @@ def check_files(serving: ServingSettings) -> None:
             raise ConfigError(f"serving.files {serving.files} cannot be used: {error.strerror}") from error
     certificate, key = serving.tls_certificate, serving.tls_key
     if certificate and key:
+        if os.environ.get(HA_PROXY) == "1":
+            raise ConfigError(f"serving.tls_certificate has no effect on the proxy that {HA_PROXY}=1 starts: unset one of them")
         for path in (certificate, key):
             if not path.is_file():
                 raise ConfigError(f"serving.tls_certificate or serving.tls_key: {path} is no file")

@@ -61,7 +61,7 @@ def test_a_replica_that_is_replaced_outlives_the_requests_it_has() -> None:
     assert app._bound_deployment._deployment_config.graceful_shutdown_timeout_s == 700
 
 
-def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
+def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
     paths = {name: tmp_path / name for name in ("a.crt", "a.key", "b.key", "text", "keys.json")}
     first, second = authority.issue_cert("localhost"), authority.issue_cert("localhost")
@@ -84,5 +84,8 @@ def test_files_of_the_http_service_are_looked_at_before_anything_starts(tmp_path
         with pytest.raises(ConfigError, match=message):
             check(api_keys=tmp_path / name)
     check(files=tmp_path / "files")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ConfigError, match="unset one of them"):
+        check(tls_certificate=paths["a.crt"], tls_key=paths["a.key"])
     with pytest.raises(ConfigError, match=r"serving\.files .* cannot be used: Not a directory"):
         check(files=paths["text"] / "files")
