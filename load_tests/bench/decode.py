@@ -24,6 +24,7 @@ from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.errors import ConfigError
 from dualpath_ray.requests import GenerationRequest
 from load_tests.bench.figures import median, show, spread
+from load_tests.bench.own_cluster import own_cluster
 
 PROMPT_TOKENS = 64
 
@@ -47,9 +48,6 @@ class _Times:
 def command(settings: Settings, streams: tuple[int, ...], count: int, rounds: int, as_json: bool) -> None:
     """Tokens per second through the cluster, against the bare decode loop."""
     set_ray_defaults(settings.cluster.address)
-    import ray
-
-    from actors.cluster import Cluster, connect_ray
     from load_tests.bench.bare_engine import BareEngine
 
     with tempfile.TemporaryDirectory(prefix="dualpath-bench-") as store:
@@ -59,14 +57,8 @@ def command(settings: Settings, streams: tuple[int, ...], count: int, rounds: in
         decode = settings.decode.model_copy(update={"max_batch": max(streams), "pool_blocks": room})
         settings = settings.model_copy(update={"model": model, "storage": storage, "decode": decode})
         bare = BareEngine(settings, max(streams))
-        own = connect_ray(settings)
-        cluster = Cluster.start(settings)
-        try:
+        with own_cluster(settings):
             times = asyncio.run(_measure(settings, bare, streams, count, rounds, as_json))
-        finally:
-            cluster.stop()
-            if own:
-                ray.shutdown()
     document: dict[str, Any] = {"model": settings.model.name, "generated_tokens": count, "streams": {}}
     rows = []
     for number, each in times.items():

@@ -23,7 +23,6 @@ from dualpath_ray.commands.options import with_settings
 from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.requests import GenerationRequest
-from load_tests.bench.bare_engine import BareEngine
 from load_tests.bench.figures import median, show, spread
 
 
@@ -40,6 +39,7 @@ def command(settings: Settings, prompt: int, count: int, rounds: int, as_json: b
 
     from deploy.running_service import running_service
     from load_tests.bench import ray_calls
+    from load_tests.bench.bare_engine import BareEngine
     from load_tests.http.applications import nothing
 
     # Ray prints what its processes have to say to the standard output of its driver, where one document is expected.
@@ -86,7 +86,7 @@ Times = dict[str, tuple[list[float], list[float]]]
 
 
 async def _measure(
-    settings: Settings, address: str, bare: BareEngine, prompt: int, count: int, rounds: int, quiet: bool
+    settings: Settings, address: str, bare: Any, prompt: int, count: int, rounds: int, quiet: bool
 ) -> tuple[Times, list[dict[str, float]]]:
     """(Seconds to the first token and to the last, by way; parts of the cluster's times to the first token), round by round."""
     from openai import AsyncOpenAI

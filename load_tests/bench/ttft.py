@@ -20,6 +20,7 @@ from dualpath_ray.config import Settings
 from dualpath_ray.environment import set_ray_defaults
 from dualpath_ray.requests import GenerationRequest
 from load_tests.bench.figures import median, show, spread
+from load_tests.bench.own_cluster import own_cluster
 
 
 @click.command()
@@ -30,10 +31,6 @@ from load_tests.bench.figures import median, show, spread
 def command(settings: Settings, tokens: tuple[int, ...], rounds: int, as_json: bool) -> None:
     """Time to first token: full hit against recompute."""
     set_ray_defaults(settings.cluster.address)
-    import ray
-
-    from actors.cluster import Cluster, connect_ray
-
     with tempfile.TemporaryDirectory(prefix="dualpath-bench-") as store:
         model = settings.model.model_copy(
             update={"threads": settings.model.threads or 1, "max_context": settings.model.max_context or max(tokens) + 64}
@@ -41,14 +38,8 @@ def command(settings: Settings, tokens: tuple[int, ...], rounds: int, as_json: b
         staging = settings.staging.model_copy(update={"resident_share": 0.0})  # hits are to come from storage
         storage = settings.storage.model_copy(update={"path": store})
         settings = settings.model_copy(update={"model": model, "storage": storage, "staging": staging})
-        own = connect_ray(settings)
-        cluster = Cluster.start(settings)
-        try:
+        with own_cluster(settings):
             times = asyncio.run(_measure(settings, tokens, rounds, as_json))
-        finally:
-            cluster.stop()
-            if own:
-                ray.shutdown()
     document: dict[str, Any] = {"model": settings.model.name, "lengths": {}}
     rows = []
     for length, (cold, hit, read) in times.items():
