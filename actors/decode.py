@@ -32,7 +32,6 @@ class DecodeActor(ClusterProcess):
 
     def __init__(self, settings: Settings, identity: Identity) -> None:
         super().__init__(settings, identity)
-        self._active: set[str] = set()
         self._outboxes: dict[str, Outbox] = {}  # by client, of those that have attempts or a stream here
         self._serving = Background(identity.engine_id)
         self._begun = 0
@@ -62,7 +61,7 @@ class DecodeActor(ClusterProcess):
             endpoint_settings(settings, self._transports, TrafficClass.KV_READ, TrafficClass.KV_WRITE),
         )
         await self._service.start()
-        self._reports = self._reporter(self._service.endpoint.info, lambda: frozenset(self._active))
+        self._reports = self._reporter(self._service.endpoint.info, self._attempts)
         self._reports.start()
         return self._service.endpoint.agent_name
 
@@ -97,7 +96,6 @@ class DecodeActor(ClusterProcess):
         attempt = attempt_name(task.request.request_id, task.route.epoch)
         self._begun += 1
         outbox.open(attempt, self._begun)
-        self._active.add(attempt)
         self._serving.spawn(self._serve(client, outbox, attempt, task))
         return self._agent_name, self._begun
 
@@ -136,8 +134,11 @@ class DecodeActor(ClusterProcess):
             else:
                 await outbox.close(attempt, last)
             self._tidy(client, outbox)
-            self._active.discard(attempt)
             self._reports.finished(attempt)
+
+    def _attempts(self) -> frozenset[str]:
+        """All that are under way, until their clients have taken the last answers."""
+        return frozenset(attempt for outbox in self._outboxes.values() for attempt in outbox.attempts)
 
     def _tidy(self, client: str, outbox: Outbox) -> None:
         if not outbox.in_use and self._outboxes.get(client) is outbox:
@@ -154,7 +155,7 @@ class DecodeActor(ClusterProcess):
         service = self._service
         service.check_integrity()
         return {
-            "idle": service.idle and not any(map(len, self._outboxes.values())),
+            "idle": service.idle and not self._attempts(),
             "phases": dict(service.phases()),
             "free_tokens": service.free_tokens,
             "pool_tokens": service.pool_tokens,

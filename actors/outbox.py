@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from dataclasses import dataclass
 
 from dualpath_ray.errors import CancelledError, DualPathError, OverloadedError
@@ -47,9 +47,10 @@ class Outbox:
         self._streams = self._open_streams = 0
         self._heard_at = time.monotonic()
 
-    def __len__(self) -> int:
-        """Attempts whose last answer has not been taken."""
-        return len(self._under_way)
+    @property
+    def attempts(self) -> Collection[str]:
+        """Those whose last answer has not been taken."""
+        return self._under_way.keys()
 
     @property
     def in_use(self) -> bool:

@@ -112,7 +112,7 @@ async def test_each_request_gets_its_own_tokens_in_order(engine: EmulatedEngine,
     counts = {f"r{number}": 1 + number % 9 for number in range(60)}
     answers = await asyncio.gather(*(tokens_of(inbox, name, count) for name, count in counts.items()))
     assert answers == [list(range(count)) for count in counts.values()]
-    assert not inbox._readers and not len(engine.outbox)
+    assert not inbox._readers and not len(engine.outbox.attempts)
     assert engine.streams == 1
     assert len(engine.letters_sent) < sum(counts.values()) / 3  # one letter holds what many have generated
 
@@ -152,7 +152,7 @@ async def test_a_failure_reaches_its_request_only(engine: EmulatedEngine, inbox:
     engine.hold.clear()
     good = asyncio.create_task(tokens_of(inbox, "good", 3))
     bad = asyncio.create_task(tokens_of(inbox, "bad", 3))
-    while len(engine.outbox) < 2:
+    while len(engine.outbox.attempts) < 2:
         await asyncio.sleep(0)
     closing = asyncio.create_task(engine.outbox.close("bad/0", OverloadedError("no room")))
     with pytest.raises(OverloadedError, match="no room"):
@@ -184,7 +184,7 @@ async def test_nobody_waits_for_what_was_cancelled(engine: EmulatedEngine, inbox
     engine.outbox.drop("left/0")
     engine.hold.set()
     assert await kept == [0, 1, 2]
-    assert not len(engine.outbox)
+    assert not len(engine.outbox.attempts)
 
 
 async def test_with_the_stream_all_requests_fail_and_the_next_one_opens_another(engine: EmulatedEngine, inbox: Inbox) -> None:
@@ -220,7 +220,7 @@ async def test_attempts_that_a_restarted_engine_knows_nothing_of_are_lost(engine
 async def test_an_attempt_that_the_engine_has_dropped_is_noticed(engine: EmulatedEngine, inbox: Inbox) -> None:
     engine.hold.clear()
     lost, kept = (asyncio.create_task(tokens_of(inbox, name, 3)) for name in ("lost", "kept"))
-    while len(engine.outbox) < 2 or len(engine.letters_sent) < 1:
+    while len(engine.outbox.attempts) < 2 or len(engine.letters_sent) < 1:
         await asyncio.sleep(0)
     del engine.outbox._under_way["lost/0"]
     engine.outbox.put("kept/0", GenerationDelta((8,)))
@@ -232,7 +232,7 @@ async def test_an_attempt_that_the_engine_has_dropped_is_noticed(engine: Emulate
 async def test_a_letter_from_before_an_attempt_began_says_nothing_of_it(engine: EmulatedEngine, inbox: Inbox) -> None:
     engine.hold.clear()
     waiting = [asyncio.create_task(tokens_of(inbox, name, 2)) for name in ("earlier", "later")]
-    while len(engine.letters_sent) < 1 or len(engine.outbox) < 2:
+    while len(engine.letters_sent) < 1 or len(engine.outbox.attempts) < 2:
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
     inbox._take(Letter("one", {}, 1, 1))
